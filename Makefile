@@ -1,0 +1,37 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test models lint check-types unit bench clean
+
+demo: models
+	$(BIN)/overread demo --out demo
+
+test: models lint check-types
+	$(BIN)/pytest
+
+models: $(STAMP)
+	$(BIN)/overread models install --missing
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+check-types: $(STAMP)
+	$(BIN)/mypy
+
+bench: models
+	$(BIN)/python -m pytest tests/bench -s --override-ini python_files='bench_*.py'
+
+# The environment, made anew when the dependencies change.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) demo models/*/1

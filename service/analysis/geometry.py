@@ -1,0 +1,80 @@
+"""Where the images of a series lie in the patient, read from their headers (PS3.3 C.7.6.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from service.errors import MissingAttribute
+from service.types import Instance
+
+NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Images ordered along their common normal. LPS, mm."""
+
+    ordered: tuple[Instance, ...]
+    positions: NDArray[np.float64]  # [images, 3] centre of each image's first pixel
+    row_direction: NDArray[np.float64]  # [3] unit vector in which the column index grows
+    column_direction: NDArray[np.float64]  # [3] unit vector in which the row index grows
+    orientation_spread: float  # greatest deviation of any direction cosine from the first image's
+    gaps_mm: NDArray[np.float64]  # [images - 1] distances of neighbours along the normal, >= 0
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """[3] unit vector along which the images are ordered."""
+        return np.cross(self.row_direction, self.column_direction)
+
+    @property
+    def spacing_mm(self) -> float:
+        """The usual distance of neighbours; 0 for fewer than two images."""
+        return float(np.median(self.gaps_mm)) if len(self.gaps_mm) else 0.0
+
+    @property
+    def plane(self) -> str:
+        """axial, coronal or sagittal: the plane nearest to the images'."""
+        return ("sagittal", "coronal", "axial")[int(np.argmax(np.abs(self.normal)))]
+
+
+def stack(instances: Sequence[Instance]) -> Stack:
+    """Order images by position along the normal of the first one, never by InstanceNumber.
+
+    Raises
+    ------
+    MissingAttribute
+        If an image lacks what says where it lies.
+    """
+    for instance in instances:
+        for keyword in NEEDED:
+            if instance.header.get(keyword) is None or instance.header.get(keyword) == "":
+                raise MissingAttribute(
+                    doing=f"placing the image {instance.sop_instance_uid} in the patient",
+                    found=f"no {keyword}",
+                    rule=f"{keyword} is needed to place an image (PS3.3 C.7.6.2)",
+                    way_out="send the original images of the scanner",
+                )
+    orientations = np.array([cosines(i.header) for i in instances])
+    row, column = orientations[0, :3], orientations[0, 3:]
+    positions = np.array([[float(v) for v in i.header.ImagePositionPatient] for i in instances])
+    depth = positions @ np.cross(row, column)
+    order = np.argsort(depth, kind="stable")
+    return Stack(
+        ordered=tuple(instances[int(i)] for i in order),
+        positions=positions[order],
+        row_direction=row,
+        column_direction=column,
+        orientation_spread=float(np.abs(orientations - orientations[0]).max()),
+        gaps_mm=np.diff(depth[order]),
+    )
+
+
+def cosines(header: Dataset) -> NDArray[np.float64]:
+    """[6] ImageOrientationPatient as unit vectors: headers round them to as few as three digits."""
+    values = np.array([float(v) for v in header.ImageOrientationPatient])
+    return np.concatenate([half / (np.linalg.norm(half) or 1.0) for half in (values[:3], values[3:])])

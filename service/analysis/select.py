@@ -1,0 +1,144 @@
+"""Which series each model reads: a pure choice, with a reason for every series that is left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pydicom import Dataset
+
+from service.analysis.geometry import Stack, stack
+from service.errors import MissingAttribute, NoModelApplies
+from service.spec import ModelSpec, Select
+from service.types import Exclusion, Instance, Selection, Series, Study
+
+OWN_NAME = "Overread"  # Manufacturer and model name of all our results
+
+
+def select(study: Study, spec: ModelSpec) -> Selection:
+    """Choose the series that a model reads.
+
+    Raises
+    ------
+    NoModelApplies
+        If none fits; its ``excluded`` holds the reasons.
+    """
+    candidates: list[tuple[tuple[float, ...], str, Series]] = []
+    excluded: list[Exclusion] = []
+    for series in study.series:
+        images = tuple(i for i in series.instances if not _is_localizer(i.header))
+        reason, placed = _unfit(series, images, spec.select)
+        if placed is None:
+            excluded.append(Exclusion(series_instance_uid=series.series_instance_uid, reason=reason))
+            continue
+        rank, words = _rank(series.header, placed, spec.select)
+        chosen = Series(
+            series_instance_uid=series.series_instance_uid, modality=series.modality, instances=placed.ordered
+        )
+        candidates.append((rank, words, chosen))
+    if not candidates:
+        raise NoSeriesFits(
+            doing=f"choosing a series of study {study.study_instance_uid} for {spec.name}",
+            found="; ".join(sorted({e.reason for e in excluded})) or "no series",
+            rule=f"{spec.name} takes the series that its model.toml describes under [select]",
+            way_out="send a series that fits, or widen [select] if the model was validated for such series",
+            excluded=tuple(excluded),
+        )
+    # The UID decides last, so that the same study always gets the same choice.
+    candidates.sort(key=lambda c: (c[0], c[2].series_instance_uid))
+    best = candidates[0]
+    excluded += [
+        Exclusion(series_instance_uid=series.series_instance_uid, reason=f"fits, but ranks lower: {words}")
+        for _, words, series in candidates[1:]
+    ]
+    why = best[1] if len(candidates) == 1 else f"best of {len(candidates)} that fit: {best[1]}"
+    return Selection(series=best[2], why=why, excluded=tuple(excluded))
+
+
+class NoSeriesFits(NoModelApplies):
+    """No series fits; with the reason for each."""
+
+    def __init__(self, *, doing: str, found: str, rule: str, way_out: str, excluded: tuple[Exclusion, ...]) -> None:
+        super().__init__(doing=doing, found=found, rule=rule, way_out=way_out)
+        self.excluded = excluded
+
+
+def _unfit(series: Series, images: tuple[Instance, ...], rules: Select) -> tuple[str, Stack | None]:
+    """Why a series does not fit; or, if it does, its images in order."""
+    header = series.header
+    if series.modality != rules.modality:
+        return f"modality {series.modality or 'unknown'}, the model takes {rules.modality}", None
+    if {header.get("Manufacturer"), header.get("ManufacturerModelName")} == {OWN_NAME}:
+        return "a result of our own", None
+    if not images:
+        return "localizers only", None
+    image_type = [str(v).upper() for v in header.get("ImageType", None) or []]
+    if image_type[:1] == ["DERIVED"] or image_type[1:2] == ["SECONDARY"]:
+        return f"derived or secondary images (ImageType {'/'.join(image_type[:3])})", None
+    if not header.get("Rows"):
+        return "no images", None
+    if header.get("NumberOfFrames"):
+        return "multi-frame images, which this version does not read yet", None
+    described = _words(header)
+    if _any(rules.words_against, described):
+        return "its description is one that the model excludes", None
+    reason = _unfit_body_part(header, described, rules)
+    if reason:
+        return reason, None
+    agent = bool(header.get("ContrastBolusAgent"))
+    if rules.contrast == "required" and not agent:
+        return "no contrast agent named, the model requires one", None
+    if rules.contrast == "none" and agent:
+        return "a contrast agent is named, the model takes none", None
+    try:
+        placed = stack(images)
+    except MissingAttribute as exc:
+        return exc.found, None
+    if rules.orientation != "any" and placed.plane != rules.orientation:
+        return f"{placed.plane} slices, the model takes {rules.orientation}", None
+    least, most = rules.slices
+    if not least <= len(placed.ordered) <= most:
+        return f"{len(placed.ordered)} slices, the model takes {least} to {most}", None
+    low, high = rules.slice_spacing_mm
+    if not low <= placed.spacing_mm <= high:
+        return f"slice spacing {placed.spacing_mm:.2f} mm, the model takes {low:g} to {high:g} mm", None
+    return "", placed
+
+
+def _unfit_body_part(header: Dataset, described: str, rules: Select) -> str:
+    if not rules.body_parts and not rules.words:
+        return ""
+    part = str(header.get("BodyPartExamined", "") or "").upper().strip()
+    if part in rules.body_parts or _any(rules.words, described):
+        return ""
+    if not part and not described.strip() and rules.silent_series:
+        return ""
+    if not part and not described.strip():
+        return "neither body part nor description, and the model does not guess"
+    wanted = ", ".join(rules.body_parts)
+    return f"body part {part or 'not given'}, and no description that names one of: {wanted}"
+
+
+def _rank(header: Dataset, placed: Stack, rules: Select) -> tuple[tuple[float, ...], str]:
+    """Smaller ranks better: contrast as preferred, words as preferred, spacing near the best, more slices."""
+    agent = bool(header.get("ContrastBolusAgent"))
+    contrast = rules.contrast == "preferred" and not agent
+    worded = bool(rules.preferred_words) and not _any(rules.preferred_words, _words(header))
+    off = abs(placed.spacing_mm - rules.preferred_spacing_mm)
+    words = f"{placed.plane}, {len(placed.ordered)} slices, {placed.spacing_mm:.2f} mm apart"
+    if rules.contrast == "preferred":
+        words += ", with contrast" if agent else ", no contrast agent named"
+    return (float(contrast), float(worded), round(off, 2), -float(len(placed.ordered))), words
+
+
+def _is_localizer(header: Dataset) -> bool:
+    return any(str(value).upper() in ("LOCALIZER", "SCOUT") for value in header.get("ImageType", None) or [])
+
+
+def _words(header: Dataset) -> str:
+    keywords = ("StudyDescription", "SeriesDescription", "ProtocolName")
+    return " ".join(str(header.get(keyword, "") or "") for keyword in keywords)
+
+
+def _any(patterns: Iterable[str], text: str) -> bool:
+    return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)

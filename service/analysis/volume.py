@@ -1,0 +1,154 @@
+"""A series as one volume: ordered and spaced by position, in real-world values, or a named reason why not."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.pixels.processing import apply_rescale
+
+from service.analysis.geometry import Stack, stack
+from service.codes import derive_uid
+from service.errors import StudyUnsuitable, UnsuitableGeometry
+from service.types import Instance, Series, SourceVolume
+
+COSINE_TOLERANCE = 1e-3  # of a direction cosine, about 0.06 degrees
+GAP_TOLERANCE = 0.05  # of the slice spacing
+SHEAR_TOLERANCE_MM = 0.5  # how far an image may lie off the line through the first and the last
+SAME_POSITION_MM = 0.01
+
+
+def read_volume(series: Series) -> SourceVolume:
+    """Read a series as a volume.
+
+    Returns
+    -------
+    SourceVolume
+        float32 [slices, rows, columns], real-world values by the Modality LUT (PS3.3 C.11.1), LPS mm; the slices
+        ascend along the normal of the images.
+
+    Raises
+    ------
+    UnsuitableGeometry
+        If the images are not one regular, straight stack; the reason names the place.
+    MissingAttribute, StudyUnsuitable
+        If an image can't be placed, or its pixels can't be decoded.
+    """
+    placed = stack(series.instances)
+    _check(series, placed)
+    first = placed.ordered[0].header
+    spacing_rows, spacing_columns = (float(v) for v in first.PixelSpacing)
+    step = (placed.positions[-1] - placed.positions[0]) / (len(placed.ordered) - 1)
+    affine = np.eye(4)
+    affine[:3, 0] = step
+    affine[:3, 1] = placed.column_direction * spacing_rows
+    affine[:3, 2] = placed.row_direction * spacing_columns
+    affine[:3, 3] = placed.positions[0]
+    frame_of_reference, notes = _frame_of_reference(series, placed)
+    array = np.empty((len(placed.ordered), int(first.Rows), int(first.Columns)), np.float32)
+    with ThreadPoolExecutor(max_workers=4) as pool:  # decoders release the GIL
+        for index, pixels in enumerate(pool.map(_real_world_values, placed.ordered)):
+            array[index] = pixels
+    return SourceVolume(
+        series=series,
+        volume=hd.Volume(
+            array, affine, coordinate_system="PATIENT", frame_of_reference_uid=frame_of_reference
+        ),
+        ordered=placed.ordered,
+        notes=notes,
+    )
+
+
+def _check(series: Series, placed: Stack) -> None:
+    images = [i.header for i in placed.ordered]
+    sizes = {(int(h.Rows), int(h.Columns)) for h in images}
+    if len(sizes) > 1:
+        raise _unsuitable(series, f"images of {len(sizes)} sizes: {sorted(sizes)}", "all have one size")
+    spacings = {tuple(round(float(v), 4) for v in h.PixelSpacing) for h in images}
+    if len(spacings) > 1:
+        raise _unsuitable(series, f"pixel spacings {sorted(spacings)} mm", "all have one pixel spacing")
+    if len(images) < 2:
+        raise _unsuitable(series, "one image", "there are at least two")
+    if placed.orientation_spread > COSINE_TOLERANCE:
+        raise _unsuitable(
+            series, f"direction cosines that differ by {placed.orientation_spread:.3f}", "all are parallel"
+        )
+    gap = placed.spacing_mm
+    same = np.flatnonzero(placed.gaps_mm < SAME_POSITION_MM)
+    if same.size:
+        raise _unsuitable(
+            series,
+            f"{same.size} pairs of images at one position, the first at slice {int(same[0]) + 1}",
+            "each position has one image; several phases or repeats are several volumes",
+        )
+    odd = np.flatnonzero(np.abs(placed.gaps_mm - gap) > GAP_TOLERANCE * gap)
+    if odd.size:
+        raise _unsuitable(
+            series,
+            f"{odd.size} uneven gaps, the first of {placed.gaps_mm[odd[0]]:.2f} mm after slice {int(odd[0]) + 1}, "
+            f"where {gap:.2f} mm is usual",
+            f"gaps differ by at most {GAP_TOLERANCE:.0%}",
+        )
+    line = placed.positions[0] + np.outer(
+        np.arange(len(images)) / (len(images) - 1), placed.positions[-1] - placed.positions[0]
+    )
+    off = float(np.linalg.norm(placed.positions - line, axis=1).max())
+    if off > SHEAR_TOLERANCE_MM:
+        raise _unsuitable(series, f"an image {off:.2f} mm off the line through the others", "the stack is straight")
+    step = placed.positions[-1] - placed.positions[0]
+    tilt = float(np.linalg.norm(step - (step @ placed.normal) * placed.normal))
+    if tilt > SHEAR_TOLERANCE_MM:
+        cosine = float(step @ placed.normal / np.linalg.norm(step))
+        raise _unsuitable(
+            series,
+            f"slices shifted against each other (gantry tilt, cosine {cosine:.3f})",
+            "slices lie straight above each other",
+        )
+
+
+def _unsuitable(series: Series, found: str, rule: str) -> UnsuitableGeometry:
+    return UnsuitableGeometry(
+        doing=f"building a volume of series {series.series_instance_uid}",
+        found=found,
+        rule=f"the images of a volume form one regular stack: {rule} (PS3.3 C.7.6.2)",
+        way_out="send a single, complete reconstruction of the scan",
+    )
+
+
+def _frame_of_reference(series: Series, placed: Stack) -> tuple[str, tuple[str, ...]]:
+    """The frame of reference, with a note where the headers are odd about it."""
+    found = [str(i.header.get("FrameOfReferenceUID", "") or "") for i in placed.ordered]
+    if not any(found):
+        return derive_uid(series.series_instance_uid, "frame of reference"), (
+            "the images name no frame of reference; one was derived from the series",
+        )
+    if len(set(found)) > 1:
+        # Seen in de-identified series: every image got its own. One regular stack in one series is one frame.
+        return found[0], ("the images name several frames of reference; the first one is used",)
+    return found[0], ()
+
+
+def _real_world_values(instance: Instance) -> NDArray[np.float32]:
+    """float32 [rows, columns] of one image, after its own rescale slope and intercept."""
+    try:
+        dataset = dcmread(instance.path)
+        pixels = dataset.pixel_array
+        values: NDArray[np.float32] = np.asarray(apply_rescale(pixels, dataset), np.float32)
+    except Exception as exc:  # decoders raise whatever they like; each means the same here
+        raise StudyUnsuitable(
+            doing=f"decoding the pixels of image {instance.sop_instance_uid}",
+            found=f"{type(exc).__name__} with transfer syntax {instance.transfer_syntax_uid}",
+            rule="pixel data are as long and as encoded as the header says (PS3.5 section 8)",
+            way_out="send the image again, uncompressed if its transfer syntax is a rare one",
+        ) from exc
+    if values.shape != (int(instance.header.Rows), int(instance.header.Columns)):
+        raise StudyUnsuitable(
+            doing=f"decoding the pixels of image {instance.sop_instance_uid}",
+            found=f"an array of shape {values.shape}",
+            rule="a slice has one frame and one sample per pixel (PS3.3 C.7.6.3)",
+            way_out="send the original grey-scale images",
+        )
+    return values

@@ -1,0 +1,180 @@
+"""``overread check``: try everything that a configuration names; a line each, with the way out where it is wrong.
+
+Nothing is left behind: what it writes it removes, what it opens it closes, and no study is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from service.backend import open_backend
+from service.config import Config, Destination, read_config
+from service.errors import ConfigError, ServiceError
+from service.models import available, installed
+from service.results.deliver import accepts, echo
+from service.show import console
+from service.store import Store, database_url
+from service.types import Backend, Model
+
+Check = Callable[[], str]
+
+
+def check(path: Path) -> int:
+    """Check a configuration and all it names.
+
+    Returns
+    -------
+    int
+        0 only if everything holds.
+    """
+    failures = 0
+    config: Config | None = None
+    try:
+        config = read_config(path)
+        _say("ok", "configuration", str(path))
+    except ConfigError as exc:
+        _say("WRONG", "configuration", exc.found, exc)
+        return 1
+    for name, attempt in _checks(config):
+        try:
+            _say("ok", name, attempt())
+        except ServiceError as exc:
+            failures += 1
+            _say("WRONG", name, exc.found, exc)
+        except Exception as exc:  # a check that fails in an unforeseen way is still a line, not the end
+            failures += 1
+            _say("WRONG", name, f"{type(exc).__name__}: {exc}")
+    console.print(f"{failures} of the above must be mended." if failures else "All holds.")
+    return int(failures > 0)
+
+
+def _checks(config: Config) -> Iterator[tuple[str, Check]]:
+    yield "store", lambda: _writes(config)
+    yield "database", lambda: _database(config)
+    yield "DICOM port", lambda: _port(config.intake.host, config.intake.port, "[intake]")
+    yield "HTTP port", lambda: _port(config.api.host, config.api.port, "[api]")
+    models, backend = config.analysis.models_directory, None
+    names = config.analysis.models
+    try:
+        names = names or tuple(model.spec.name for model in installed(models))
+        backend = open_backend(config.analysis)
+    except ServiceError as exc:
+        yield "models", _raising(exc)
+        names = ()
+    for name in names:
+        yield f"model {name}", lambda name=name: _runs(models, name, backend)  # type: ignore[misc]
+    with contextlib.suppress(ConfigError):
+        for spec in available(models):
+            if not names or spec.name not in names:
+                yield f"model {spec.name}", lambda: "will not run: it is not installed, or not named in [analysis]"
+    if not config.destinations:
+        yield "destinations", lambda: "none: results are kept here and shown by the API, and sent nowhere"
+    for destination in config.destinations:
+        yield f"destination {destination.name}", lambda d=destination: _answers(d, config)  # type: ignore[misc]
+
+
+def _writes(config: Config) -> str:
+    """Write and fsync a megabyte, as the spool will."""
+    directory = config.store.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with tempfile.NamedTemporaryFile(dir=directory) as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    milliseconds = (time.perf_counter() - began) * 1000
+    disk = os.statvfs(directory)
+    free = disk.f_bavail * disk.f_frsize / 2**30
+    if free < config.intake.minimum_free_gib:
+        raise ConfigError(
+            doing=f"measuring the disk of {directory}",
+            found=f"{free:.1f} GiB free",
+            rule=f"[intake] minimum_free_gib = {config.intake.minimum_free_gib:g}: with less, instances are refused",
+            way_out="free some space, or set [store] directory to a larger disk",
+        )
+    return f"{directory}: {free:.1f} GiB free, a megabyte is on the disk in {milliseconds:.0f} ms"
+
+
+def _database(config: Config) -> str:
+    store = Store(database_url(config.store.directory, config.store.database))
+    try:
+        store.ping()
+    except Exception as exc:  # each driver has exceptions of its own; the URL may hold a password, so it is not shown
+        raise ConfigError(
+            doing="opening the database",
+            found=type(exc).__name__,
+            rule="[store] database is empty (SQLite) or the URL of a PostgreSQL that answers",
+            way_out="start the server, or correct the URL",
+        ) from exc
+    finally:
+        store.close()
+    return "PostgreSQL answers" if config.store.database else "SQLite in the store's directory"
+
+
+def _port(host: str, port: int, section: str) -> str:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise ConfigError(
+                doing=f"opening {host}:{port}",
+                found=exc.strerror or type(exc).__name__,
+                rule=f"{section} host is an address of this machine, and nobody else listens on port {port}",
+                way_out="stop the other program (perhaps a running Overread), or choose another port",
+            ) from exc
+    return f"{host}:{port} can be opened"
+
+
+def _runs(directory: Path, name: str, backend: Backend | None) -> str:
+    """Load a model and run each of its networks once, on nothing."""
+    (model,) = installed(directory, [name])
+    assert backend is not None  # where it could not be opened no model is tried
+    backend.load(model)
+    began = time.perf_counter()
+    for network, shape in _inputs(model):
+        backend.infer(network, np.zeros(shape, np.float32))
+    return f"version {model.spec.version} ran once on {backend.name} in {time.perf_counter() - began:.1f} s"
+
+
+def _inputs(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for stage in model.spec.stages:
+        if stage.input:
+            yield model.spec.network_of(stage), (1, stage.input.channels, *stage.input.shape)
+
+
+def _answers(destination: Destination, config: Config) -> str:
+    echo(destination, our_ae_title=config.intake.ae_title)
+    refused = accepts(destination, our_ae_title=config.intake.ae_title)
+    if refused:
+        raise ConfigError(
+            doing=f"asking {destination.name} what it accepts",
+            found=f"it does not accept {', '.join(refused)}",
+            rule="results are Segmentation and Comprehensive 3D SR objects, and are confirmed by C-FIND",
+            way_out='allow these SOP classes there; without C-FIND set confirm = "none"',
+        )
+    return f"{destination.ae_title} at {destination.host}:{destination.port} answers and accepts the results"
+
+
+def _raising(error: ServiceError) -> Check:
+    def attempt() -> str:
+        raise error
+
+    return attempt
+
+
+def _say(verdict: str, name: str, words: str, error: ServiceError | None = None) -> None:
+    style = "green" if verdict == "ok" else "bold red"
+    console.print(f"[{style}]{verdict:6}[/] {name}: ", end="", highlight=False, soft_wrap=True)
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    if error:
+        console.print(f"       rule: {error.rule}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"       way out: {error.way_out}", markup=False, highlight=False, soft_wrap=True)

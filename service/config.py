@@ -1,0 +1,139 @@
+"""One typed TOML file. Every key has a safe default and a unit in its name; unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from service.errors import ConfigError
+from service.spec import explain
+
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Intake(_Section):
+    """How studies come in."""
+
+    ae_title: AETitle = Field(default="OVERREAD", description="Our application entity title (PS3.5 VR AE).")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; loopback until the site says otherwise.")
+    port: Port = Field(default=11112, description="DICOM port to listen on.")
+    processes: int = Field(default=2, ge=1, le=16, description="Receiving processes that share the port.")
+    quiet_seconds: float = Field(
+        default=30.0, gt=0, description="A study is ready when no instance of it has come for so long."
+    )
+    minimum_free_gib: float = Field(
+        default=2.0, ge=0, description="Instances are refused with A700 when less than this is free on the disk."
+    )
+
+
+class Analysis(_Section):
+    """What is run on them."""
+
+    backend: str = Field(
+        default="onnxruntime",
+        pattern=r"^(onnxruntime|triton://[^/:]+:\d+)$",
+        description='Where networks run: "onnxruntime" (in process; a GPU is used where there is one) or '
+        '"triton://host:port".',
+    )
+    models_directory: Path = Field(default=Path("models"), description="Folder of the model folders.")
+    models: tuple[str, ...] = Field(default=(), description="Names of the models to run; empty: all installed ones.")
+    studies_at_once: int = Field(default=2, ge=1, le=64, description="Studies analysed at the same time.")
+    threads: int = Field(default=0, ge=0, description="CPU threads for inference; 0: as many as there are cores.")
+
+
+class Destination(_Section):
+    """Where results go."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name in the API, the logs and the metrics.")
+    ae_title: AETitle = Field(description="Its application entity title.")
+    host: str = Field(description="Its address.")
+    port: Port = Field(description="Its DICOM port.")
+    confirm: Literal["query", "none"] = Field(
+        default="query",
+        description='"query": a result is done when the destination finds it (C-FIND); "none": when it said Success.',
+    )
+    timeout_seconds: float = Field(default=30.0, gt=0, description="Longest wait for an answer on an association.")
+    retry_hours: float = Field(default=72.0, gt=0, description="How long transient failures are tried again.")
+
+
+class StoreSection(_Section):
+    """Where things are remembered."""
+
+    directory: Path = Field(default=Path("var"), description="Spool, evidence and, by default, the SQLite files.")
+    database: str = Field(
+        default="",
+        pattern=r"^(postgresql\+psycopg://.+)?$",
+        description="Empty: SQLite in the directory; else a PostgreSQL URL (postgresql+psycopg://...).",
+    )
+
+
+class Api(_Section):
+    """What is seen from outside."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: Port = Field(default=8080, description="HTTP port to listen on.")
+
+
+class Config(_Section):
+    """A site's file."""
+
+    intake: Intake = Intake()
+    analysis: Analysis = Analysis()
+    destinations: tuple[Destination, ...] = Field(default=(), description="Where results go; each gets all of them.")
+    store: StoreSection = StoreSection()
+    api: Api = Api()
+
+    @field_validator("destinations")
+    @classmethod
+    def _names_differ(cls, destinations: tuple[Destination, ...]) -> tuple[Destination, ...]:
+        names = [d.name for d in destinations]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two destinations have the same name: {', '.join(names)}")
+        return destinations
+
+    def destination(self, name: str) -> Destination | None:
+        """The destination of that name, if the file still has it."""
+        return next((d for d in self.destinations if d.name == name), None)
+
+
+def read_config(path: Path) -> Config:
+    """Read a site's file; relative folders in it are taken from the file's own folder.
+
+    Raises
+    ------
+    ConfigError
+        With the file, the keys and what is allowed there.
+    """
+    try:
+        config = Config.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(
+            doing=f"reading the configuration {path}",
+            found=str(exc),
+            rule="the configuration is one readable TOML file in UTF-8",
+            way_out="name an existing file with --config and mend its syntax",
+        ) from exc
+    except ValidationError as exc:
+        raise ConfigError(
+            doing=f"reading the configuration {path}",
+            found=explain(exc),
+            rule="each key is one that the README's table of settings names, within its bounds",
+            way_out="mend or remove the keys named here",
+        ) from exc
+    home = path.resolve().parent
+    return config.model_copy(
+        update={
+            "analysis": config.analysis.model_copy(
+                update={"models_directory": home / config.analysis.models_directory}
+            ),
+            "store": config.store.model_copy(update={"directory": home / config.store.directory}),
+        }
+    )

@@ -1,0 +1,156 @@
+"""Every situation that Overread can end in, drawn as one tree.
+
+    ServiceError
+    ├── ConfigError              refuse to start: which file, which key, what is allowed
+    ├── IntakeError              answered to the sender as a C-STORE status
+    │   ├── OutOfSpace           A700  the disk is nearly full
+    │   ├── WrongClass           A900  the data set is not of the class that was announced
+    │   └── NotUnderstood        C000  the bytes are no DICOM data set
+    ├── StudyUnsuitable          final and nobody's fault; answered with a coded SR
+    │   ├── NoModelApplies       no series that the model takes
+    │   ├── MissingAttribute     a header lacks what the analysis needs
+    │   └── UnsuitableGeometry   the images are no volume that the model takes
+    ├── BackendError
+    │   ├── BackendUnavailable   retry: no server, no device
+    │   ├── BackendTimeout       retry: no answer in time
+    │   ├── OutOfMemory          retry with a smaller batch
+    │   └── ContractBroken       final: the network is not what model.toml says
+    ├── EncodingError            final, our own bug: an object broke a rule before it was sent
+    └── DeliveryError
+        ├── PeerUnreachable      retry: no connection, or it broke
+        ├── AssociationRejected  the peer said no; ``retry`` tells whether for now or for good
+        └── InstanceRefused      the peer refused this object; ``retry`` by its status
+
+Foreign exceptions become these in the edge modules and nowhere else (``raise ... from exc``).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """A situation, told in four parts.
+
+    Parameters
+    ----------
+    doing
+        What was being done ("reading the configuration site.toml").
+    found
+        What was found instead of what was needed. UIDs only, never patient data.
+    rule
+        The rule that was broken, with its section where the standard has one.
+    way_out
+        What the reader can do about it.
+    """
+
+    retry: bool = False
+    """Whether trying the same thing again later may help."""
+    status: ClassVar[int] = 0xC000
+    """The DIMSE status for a sender, where one waits (PS3.4 Table B.2-1)."""
+
+    def __init__(self, *, doing: str, found: str, rule: str, way_out: str) -> None:
+        self.doing, self.found, self.rule, self.way_out = doing, found, rule, way_out
+        super().__init__(f"{doing}: {found}. {rule}. {way_out}.")
+
+    def parts(self) -> dict[str, str]:
+        """The message as fields, for logs and for the API."""
+        return {"doing": self.doing, "found": self.found, "rule": self.rule, "way_out": self.way_out}
+
+
+class ConfigError(ServiceError):
+    """A setting, a model folder or the machine does not allow a start."""
+
+
+class IntakeError(ServiceError):
+    """An instance cannot be kept; the sender is told by the status."""
+
+
+class OutOfSpace(IntakeError):
+    """Refused: out of resources."""
+
+    status = 0xA700
+
+
+class WrongClass(IntakeError):
+    """Error: the data set does not match the SOP class."""
+
+    status = 0xA900
+
+
+class NotUnderstood(IntakeError):
+    """Error: cannot understand."""
+
+    status = 0xC000
+
+
+class StudyUnsuitable(ServiceError):
+    """The study, as it is, can't be analysed by a model. Final, and an answer in itself."""
+
+
+class NoModelApplies(StudyUnsuitable):
+    """No series of the study is one that the model takes."""
+
+
+class MissingAttribute(StudyUnsuitable):
+    """A header lacks an attribute that the analysis needs."""
+
+
+class UnsuitableGeometry(StudyUnsuitable):
+    """The images do not form a volume, or not one that the model takes."""
+
+
+class BackendError(ServiceError):
+    """Inference failed."""
+
+
+class BackendUnavailable(BackendError):
+    """The backend or its device is not there now."""
+
+    retry = True
+
+
+class BackendTimeout(BackendError):
+    """The backend did not answer in time."""
+
+    retry = True
+
+
+class OutOfMemory(BackendError):
+    """The device's memory did not suffice for the batch."""
+
+    retry = True
+
+
+class ContractBroken(BackendError):
+    """The network is not the one that ``model.toml`` describes."""
+
+
+class EncodingError(ServiceError):
+    """An object of ours breaks a rule. It is not sent."""
+
+
+class DeliveryError(ServiceError):
+    """An object did not reach a destination."""
+
+
+class PeerUnreachable(DeliveryError):
+    """No connection to the destination, or it broke on the way."""
+
+    retry = True
+
+
+class AssociationRejected(DeliveryError):
+    """The destination rejected the association (PS3.8 Table 9-21)."""
+
+    def __init__(self, *, doing: str, found: str, rule: str, way_out: str, retry: bool) -> None:
+        super().__init__(doing=doing, found=found, rule=rule, way_out=way_out)
+        self.retry = retry
+
+
+class InstanceRefused(DeliveryError):
+    """The destination did not take this object (PS3.4 Table B.2-1)."""
+
+    def __init__(self, *, doing: str, found: str, rule: str, way_out: str, retry: bool) -> None:
+        super().__init__(doing=doing, found=found, rule=rule, way_out=way_out)
+        self.retry = retry

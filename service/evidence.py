@@ -1,0 +1,139 @@
+"""[edge: disk] What an analysis leaves: its objects, pictures and answers, frozen in one folder that never changes.
+
+``evidence/<study>/<revision>/`` appears whole or not at all: it is written under another name, fsynced, renamed. So
+an object's bytes are on the disk before its first send, and every later send has the same ones (promise 3).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from service.types import Answer, Evidence, Finding, Point, ResultObject
+
+_ANSWERS = "answers.json"
+
+
+def folder_of(directory: Path, study_uid: str, revision: int) -> Path:
+    """Where the evidence of one analysis lies."""
+    return directory / "evidence" / study_uid / str(revision)
+
+
+def freeze(directory: Path, evidence: Evidence, revision: int) -> Path:
+    """Write the evidence of one analysis, once; what is there already stays as it is.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    folder = folder_of(directory, evidence.study_instance_uid, revision)
+    if folder.exists():
+        return folder
+    draft = folder.with_name(f".{uuid.uuid4().hex}")
+    draft.mkdir(parents=True)
+    try:
+        for answer in evidence.answers:
+            for made in answer.objects:
+                _write(draft / object_name(answer, made), made.content)
+            for picture in answer.pictures:
+                _write(draft / picture_name(answer, picture.finding), picture.png)
+        bodies = [as_json(answer) for answer in evidence.answers]
+        _write(draft / _ANSWERS, json.dumps(bodies, indent=1).encode())
+        sync_folder(draft)
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    for parent in (folder.parent, folder.parent.parent, directory):
+        sync_folder(parent)
+    return folder
+
+
+def frozen_answers(folder: Path) -> list[dict[str, Any]]:
+    """The answers of a frozen analysis, as the API shows them."""
+    answers: list[dict[str, Any]] = json.loads((folder / _ANSWERS).read_text())
+    return answers
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """An answer as the API shows it: plain values, no arrays, no patient data."""
+    spec = answer.model
+    return {
+        "model": spec.name,
+        "version": spec.version,
+        "title": spec.title,
+        "weights_sha256": answer.weights_sha256,
+        "outcome": answer.outcome,
+        "reason": answer.reason,
+        "series_uid": answer.selection.series.series_instance_uid if answer.selection else None,
+        "why": answer.selection.why if answer.selection else None,
+        "excluded": [{"series_uid": e.series_instance_uid, "reason": e.reason} for e in answer.excluded],
+        "notes": list(answer.notes),
+        "findings": [_finding(answer, finding) for finding in answer.findings],
+        "dropped": answer.dropped,
+        "seconds": {stage: round(value, 3) for stage, value in answer.seconds.items()},
+        "objects": [
+            {
+                "kind": made.kind,
+                "sop_class_uid": made.sop_class_uid,
+                "sop_instance_uid": made.sop_instance_uid,
+                "series_instance_uid": made.series_instance_uid,
+                "file": object_name(answer, made),
+                "bytes": len(made.content),
+            }
+            for made in answer.objects
+        ],
+    }
+
+
+def object_name(answer: Answer, made: ResultObject) -> str:
+    """File name of an object within its evidence folder."""
+    return f"{answer.model.name}.{made.kind}.dcm"
+
+
+def picture_name(answer: Answer, finding: int) -> str:
+    """File name of a finding's picture within its evidence folder."""
+    return f"{answer.model.name}-{finding}.png"
+
+
+def _finding(answer: Answer, finding: Finding) -> dict[str, Any]:
+    return {
+        "number": finding.number,
+        "tracking_uid": finding.tracking_uid,
+        "finding": finding.finding.meaning,
+        "site": finding.site.meaning,
+        "probability": round(finding.probability, 4),
+        "volume_ml": round(finding.volume_ml, 3),
+        "long_axis_mm": round(finding.long_axis_mm, 1),
+        "short_axis_mm": round(finding.short_axis_mm, 1),
+        "mean": round(finding.mean, 1),
+        "centroid_lps_mm": _rounded(finding.centroid_lps_mm),
+        "extent_lps_mm": [_rounded(point) for point in finding.extent_lps_mm],
+        "slice": finding.key_slice + 1,
+        "picture": picture_name(answer, finding.number),
+    }
+
+
+def _rounded(point: Point) -> list[float]:
+    return [round(value, 1) for value in point]
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (fsync of the directory)."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

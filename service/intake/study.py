@@ -1,0 +1,72 @@
+"""From stored files to a `Study`: headers only, grouped by their UIDs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+
+from service.errors import NotUnderstood
+from service.types import Instance, Series, Study
+
+
+def read_instance(path: Path) -> Instance:
+    """Read one file's header.
+
+    Raises
+    ------
+    NotUnderstood
+        If the file is no DICOM file, or lacks the UIDs that say what it belongs to.
+    """
+    try:
+        header = dcmread(path, stop_before_pixels=True)
+        meta = header.file_meta
+        found = Instance(
+            sop_instance_uid=str(header.SOPInstanceUID),
+            sop_class_uid=str(header.SOPClassUID),
+            transfer_syntax_uid=str(meta.TransferSyntaxUID),
+            path=path,
+            header=header,
+        )
+        _ = header.StudyInstanceUID, header.SeriesInstanceUID
+    except (OSError, InvalidDicomError, AttributeError, ValueError, KeyError, RecursionError) as exc:
+        raise NotUnderstood(
+            doing=f"reading the file {path.name}",
+            found=f"{type(exc).__name__}",
+            rule="a DICOM file has a file meta group, and Study, Series and SOP Instance UIDs (PS3.10 7.1)",
+            way_out="leave the file out, or have its source send it again",
+        ) from exc
+    return found
+
+
+def group(
+    instances: Iterable[Instance], *, completeness: Literal["quiet", "verified"] = "quiet", received_at: float = 0.0
+) -> list[Study]:
+    """Group instances into series and studies, each ordered by UID."""
+    by_study: dict[str, dict[str, list[Instance]]] = defaultdict(lambda: defaultdict(list))
+    for instance in instances:
+        by_study[str(instance.header.StudyInstanceUID)][str(instance.header.SeriesInstanceUID)].append(instance)
+    return [
+        Study(
+            study_instance_uid=study_uid,
+            series=tuple(
+                Series(
+                    series_instance_uid=series_uid,
+                    modality=_modality(members[0].header),
+                    instances=tuple(members),
+                )
+                for series_uid, members in sorted(by_series.items())
+            ),
+            completeness=completeness,
+            received_at=received_at,
+        )
+        for study_uid, by_series in sorted(by_study.items())
+    ]
+
+
+def _modality(header: Dataset) -> str:
+    return str(header.get("Modality", "") or "")

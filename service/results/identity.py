@@ -1,0 +1,278 @@
+"""What all our objects share: whose they are, who made them, when, and under which UIDs.
+
+The same sources, model and revision always give the same UIDs and, with the same ``made_at``, the same bytes
+(promise 3). The patient and the study are copied from the sources as they are; only what no reader could take (an
+impossible date, a missing frame of reference) is put right, and only in our copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import highdicom as hd
+from highdicom.sr import CodedConcept
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
+from pydicom.uid import UID
+from pydicom.valuerep import DA, TM, DSfloat
+
+from service import __version__, codes
+from service.types import Finding, Model, Point, ResultObject, Series, SourceVolume, Study
+
+NAME = "Overread"
+SERIAL_NUMBER = f"{NAME}-{__version__}"  # Type 1 in a SEG; the program has no number but its version
+DISCLAIMER = "Research use only, not for diagnosis"
+IMPLEMENTATION_CLASS_UID = codes.derive_uid("implementation")
+IMPLEMENTATION_VERSION_NAME = f"OVERREAD_{__version__.rpartition('.')[0]}"
+
+Kind = Literal["SEG", "SR"]
+
+_SERIES_NUMBER = {"SEG": 9001, "SR": 9002}  # behind what scanners use
+_TYPE_2 = (  # Patient, General Study and Frame of Reference modules (PS3.3 C.7.1.1, C.7.2.1, C.7.4.1)
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+)
+_COPIED_GROUPS = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x0032, 0x0040})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Making:
+    """Of what, by what and when the objects of one answer are made."""
+
+    study: Study
+    model: Model
+    backend: str  # where the networks ran, in words
+    made_at: datetime  # aware; every date and time of ours in the objects
+    revision: int  # counts the deliberate repetitions of one analysis, from 0; a new one means new UIDs
+
+
+# --- UIDs -----------------------------------------------------------------------------------------------------------
+
+
+def series_uid(making: Making, source: SourceVolume | None, kind: Kind) -> str:
+    """Series Instance UID of the model's objects of one kind."""
+    return codes.derive_uid(*_origin(making, source), kind, "series")
+
+
+def instance_uid(making: Making, source: SourceVolume | None, kind: Kind) -> str:
+    """SOP Instance UID of the model's object of one kind."""
+    return codes.derive_uid(*_origin(making, source), kind, f"revision {making.revision}")
+
+
+def tracking_uid(series: Series, model_name: str, centroid_lps_mm: Point) -> str:
+    """Tracking UID of a finding (TID 4108): the same lesion in the same images keeps it, whatever its rank or size.
+
+    Parameters
+    ----------
+    series
+        The analysed series.
+    model_name
+        The model that found it.
+    centroid_lps_mm
+        Its centroid, LPS mm; rounded to whole millimetres, so that another device's last digits do not matter.
+    """
+    place = " ".join(str(round(coordinate)) for coordinate in centroid_lps_mm)
+    return codes.derive_uid(_digest(instance.sop_instance_uid for instance in series.instances), model_name, place)
+
+
+def device_uid(model: Model) -> str:
+    """Device UID (0018,1002) of a model: other weights are another device."""
+    return codes.derive_uid("device", model.spec.name, model.spec.version, model.weights_sha256)
+
+
+def observer_uid() -> str:
+    """Device UID of Overread itself, the observer of the reports (TID 1004)."""
+    return codes.derive_uid("device", NAME, __version__)
+
+
+def frame_of_reference_uid(source: SourceVolume) -> str:
+    """Frame of Reference UID of the analysed series, or one of our own where its images carry none."""
+    return str(
+        source.volume.frame_of_reference_uid
+        or codes.derive_uid("frame of reference", source.series.series_instance_uid)
+    )
+
+
+def _origin(making: Making, source: SourceVolume | None) -> tuple[str, ...]:
+    """What an object is made of and by what; the whole study where no series was analysed."""
+    every = [source.series] if source else making.study.series
+    sources = _digest(instance.sop_instance_uid for series in every for instance in series.instances)
+    model = making.model
+    return sources, model.spec.name, model.spec.version, model.weights_sha256
+
+
+def _digest(uids: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(uids)).encode("ascii")).hexdigest()
+
+
+# --- What is copied from the sources --------------------------------------------------------------------------------
+
+
+def complete_header(header: Dataset) -> Dataset:
+    """A copy of a source's header that every reader of ours takes; the source itself is never changed.
+
+    Parameters
+    ----------
+    header
+        As received. Its names and texts are decoded by its own Specific Character Set (0008,0005), which the copy
+        keeps.
+
+    Returns
+    -------
+    Dataset
+        Missing Type 2 attributes of patient and study are empty, and so are dates, times and sexes that the standard
+        does not allow (PS3.5 section 6.2).
+    """
+    copy = Dataset()
+    for element in header:
+        # The group lengths of old archives (gggg,0000) are retired, and Private attributes are not ours to copy.
+        if element.tag.group in _COPIED_GROUPS and element.tag.element:
+            copy[element.tag] = deepcopy(element)
+    for keyword in _TYPE_2:
+        if copy.get(keyword) is None:
+            _put(copy, keyword, "")
+    if copy.PatientSex not in ("", "F", "M", "O"):
+        _put(copy, "PatientSex", "")
+    for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        try:
+            kind(getattr(copy, keyword))
+        except ValueError:
+            _put(copy, keyword, "")
+    return copy
+
+
+def complete_headers(source: SourceVolume) -> list[Dataset]:
+    """Copies of the headers of the analysed images, made consistent with each other.
+
+    Returns
+    -------
+    list of Dataset
+        One for each slice of axis 0. All share what a series shares by definition (PS3.3 A.1.4), one frame of
+        reference (there are archives in which each slice has its own), one orientation and the volume's slice
+        spacing; each has its own position and UID.
+    """
+    shared = complete_header(source.ordered[0].header)
+    spacing = DSfloat(float(source.volume.spacing[0]), auto_format=True)
+    _put(shared, "FrameOfReferenceUID", frame_of_reference_uid(source))
+    _put(shared, "SpacingBetweenSlices", spacing)
+    if not shared.get("SliceThickness"):
+        _put(shared, "SliceThickness", spacing)
+    copies = []
+    for instance in source.ordered:
+        copy = Dataset()
+        copy.update(shared)
+        _put(copy, "SOPClassUID", instance.sop_class_uid)
+        _put(copy, "SOPInstanceUID", instance.sop_instance_uid)
+        _put(copy, "ImagePositionPatient", list(instance.header.ImagePositionPatient))
+        copies.append(copy)
+    return copies
+
+
+def _put(header: Dataset, keyword: str, value: object) -> None:
+    """Set an attribute by a new element; ``header.keyword = value`` would change the one that copies share."""
+    header.add_new(keyword, dictionary_VR(keyword), value)
+
+
+# --- What is ours ---------------------------------------------------------------------------------------------------
+
+
+def code(concept: codes.Code) -> CodedConcept:
+    """A concept of ours as highdicom takes it."""
+    return CodedConcept(concept.value, concept.scheme, concept.meaning)
+
+
+def label(finding: Finding) -> str:
+    """What people call a finding: segment label and tracking identifier; an LO of at most 64 characters."""
+    return f"{finding.finding.meaning[:58]} {finding.number}"
+
+
+def series_of_ours(making: Making, source: SourceVolume | None, kind: Kind) -> dict[str, Any]:
+    """Arguments of highdicom's constructors that say which series and instance this is, and of which equipment."""
+    return {
+        "specific_character_set": None,  # `finish` sets it; highdicom would refuse some that are in use
+        "series_instance_uid": series_uid(making, source, kind),
+        "series_number": _SERIES_NUMBER[kind],
+        "sop_instance_uid": instance_uid(making, source, kind),
+        "instance_number": making.revision + 1,
+        "series_description": _series_description(making.model.spec.title),
+        "manufacturer": NAME,
+        "manufacturer_model_name": NAME,
+        "device_serial_number": SERIAL_NUMBER,
+        "software_versions": __version__,
+    }
+
+
+def finish(made: hd.SOPClass, making: Making, header: Dataset, kind: Kind, words: Iterable[str]) -> ResultObject:
+    """Put our stamp on an object, and make it the bytes that are kept, proved and sent.
+
+    Parameters
+    ----------
+    made
+        The object as highdicom made it.
+    making
+        Of what it was made.
+    header
+        The completed header that patient and study were copied from.
+    kind
+        SEG or SR.
+    words
+        The words of ours that are in it, beside the model's own. Where all are ASCII, the sources' character set
+        holds them beside the copied names; else the object is written in UTF-8 (PS3.3 C.12.1.1.2).
+    """
+    spec = making.model.spec
+    if not "".join([*words, spec.title, spec.version, spec.manufacturer, making.backend]).isascii():
+        made.SpecificCharacterSet = "ISO_IR 192"
+    elif "SpecificCharacterSet" in header:
+        made["SpecificCharacterSet"] = header["SpecificCharacterSet"]
+    date, time = making.made_at.strftime("%Y%m%d"), making.made_at.strftime("%H%M%S")
+    for moment in ("InstanceCreation", "Series", "Content"):
+        setattr(made, f"{moment}Date", date)
+        setattr(made, f"{moment}Time", time)
+    # In place of highdicom's own item, whose time is the clock's: one item for the model (IHE AIR 6.5.3.1).
+    made.ContributingEquipmentSequence = [_contribution(making)]
+    made.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    made.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    file = io.BytesIO()
+    made.save_as(file, enforce_file_format=True)
+    return ResultObject(
+        kind=kind,
+        sop_class_uid=str(made.SOPClassUID),
+        series_instance_uid=str(made.SeriesInstanceUID),
+        sop_instance_uid=str(made.SOPInstanceUID),
+        content=file.getvalue(),
+    )
+
+
+def _series_description(title: str) -> str:
+    """The model's title, marked; an LO of at most 64 characters (PS3.5 section 6.2)."""
+    mark = " (research)"
+    return title[: 64 - len(mark)].rstrip() + mark
+
+
+def _contribution(making: Making) -> hd.ContributingEquipment:
+    """The model as Contributing Equipment (0018,A001); name and version as in SEG and SR (PS3.3 C.12.1.5)."""
+    spec = making.model.spec
+    item = hd.ContributingEquipment(
+        manufacturer=spec.manufacturer,
+        purpose_of_reference=code(codes.PROCESSING_EQUIPMENT),
+        manufacturer_model_name=spec.name,
+        software_versions=spec.version,
+        contribution_datetime=making.made_at,
+        contribution_description=f"{spec.title}; run by {NAME} {__version__} on {making.backend}",
+    )
+    item.DeviceUID = device_uid(making.model)
+    return item

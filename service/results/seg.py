@@ -1,0 +1,97 @@
+"""Findings as a DICOM Segmentation: one BINARY segment each, on the slices where it is (PS3.3 A.51)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import highdicom as hd
+import numpy as np
+from highdicom.color import CIELabColor
+from numpy.typing import NDArray
+from pydicom.sr.codedict import codes as standard
+from pydicom.uid import ExplicitVRLittleEndian
+
+from service import codes
+from service.results.identity import DISCLAIMER, Making, code, complete_headers, finish, label, series_of_ours
+from service.types import Finding, ResultObject, SourceVolume
+
+
+def segmentation(source: SourceVolume, findings: Sequence[Finding], making: Making) -> ResultObject:
+    """Encode the findings' masks on the grid of the analysed series.
+
+    Parameters
+    ----------
+    source
+        The analysed series.
+    findings
+        At least one; numbered from 1 in order, and disjoint, as components of one mask are.
+    making
+        Of what, by what and when.
+
+    Returns
+    -------
+    ResultObject
+        A Segmentation Storage instance (BINARY, Explicit VR Little Endian). Its frames are where a segment is not
+        empty; each has the position of its source image and refers to it.
+    """
+    spec = making.model.spec
+    first, labels = _labels(source, findings)
+    headers = complete_headers(source)[first : first + len(labels)]
+    made = hd.seg.Segmentation(
+        source_images=headers,
+        pixel_array=labels,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment(finding, making) for finding in findings],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        omit_empty_frames=True,
+        content_label="FINDINGS",
+        content_description=DISCLAIMER,
+        **series_of_ours(making, source, "SEG"),
+    )
+    # highdicom draws this UID by lot; ours are derived.
+    dimensions = codes.derive_uid(made.SOPInstanceUID, "dimensions")
+    for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
+    words = [concept.meaning for finding in findings for concept in (finding.finding, finding.site)]
+    return finish(made, making, headers[0], "SEG", [*words, spec.findings.category.meaning])
+
+
+def _labels(source: SourceVolume, findings: Sequence[Finding]) -> tuple[int, NDArray[np.uint16]]:
+    """The findings as one label map of the slices that hold any: all that a large series needs of memory.
+
+    Returns
+    -------
+    int
+        First slice of axis 0 that is kept.
+    numpy.ndarray
+        [slices, rows, columns] of the kept slices, uint16, source grid; 0 or a finding's number.
+    """
+    first = min(finding.box[0].start for finding in findings)
+    last = max(finding.box[0].stop for finding in findings)
+    labels = np.zeros((last - first, *source.volume.spatial_shape[1:]), np.uint16)
+    for finding in findings:
+        slices, rows, columns = finding.box
+        labels[slices.start - first : slices.stop - first, rows, columns][finding.mask] = finding.number
+    return first, labels
+
+
+def _segment(finding: Finding, making: Making) -> hd.seg.SegmentDescription:
+    """Segment Description Macro of one finding (PS3.3 C.8.20.4)."""
+    spec = making.model.spec
+    return hd.seg.SegmentDescription(
+        segment_number=finding.number,
+        segment_label=label(finding),
+        segmented_property_category=code(spec.findings.category),
+        segmented_property_type=code(finding.finding),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=spec.name,
+            family=standard.DCM.ArtificialIntelligence,
+            version=spec.version,
+            source=spec.manufacturer,
+        ),
+        tracking_uid=finding.tracking_uid,
+        tracking_id=label(finding),
+        anatomic_regions=[code(finding.site)],
+        display_color=CIELabColor.from_rgb(*spec.findings.colour),
+    )

@@ -1,0 +1,245 @@
+"""An answer as a structured report: Comprehensive 3D SR, TID 1500 Measurement Report (PS3.16).
+
+How the analysis ended is said once, in the report's Qualitative Evaluations (TID 1500 row 12), and not in a
+measurement group: OHIF 3.13 stumbles over a group without coordinates and then draws none at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from highdicom import sr
+from pydicom import Dataset
+from pydicom.sr.codedict import codes as standard
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from service import __version__, codes
+from service.results import groups, identity
+from service.results.identity import Making, code
+from service.types import Exclusion, Finding, Outcome, ResultObject, SourceVolume
+
+_CONTAINS = sr.RelationshipTypeValues.CONTAINS
+_ABOUT_IMAGES = sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
+_QUALITATIVE_EVALUATIONS = codes.Code("C0034375", "UMLS", "Qualitative Evaluations")
+
+_SUMMARY = {  # outcome: CID 6047, CID 6042
+    Outcome.FINDINGS: (codes.ALL_ALGORITHMS_WITH_FINDINGS, codes.SUCCEEDED),
+    Outcome.NO_FINDINGS: (codes.ALL_ALGORITHMS_NO_FINDINGS, codes.SUCCEEDED),
+    Outcome.UNSUITABLE: (codes.NO_ALGORITHM_SUCCEEDED, codes.NOT_ATTEMPTED),
+    Outcome.FAILED: (codes.NO_ALGORITHM_SUCCEEDED, codes.FAILED),
+}
+
+
+def report(
+    making: Making,
+    *,
+    source: SourceVolume | None,
+    findings: Sequence[Finding],
+    outcome: Outcome,
+    reason: str,
+    dropped: int,
+    excluded: Sequence[Exclusion],
+    segmentation: ResultObject | None,
+) -> ResultObject:
+    """Say in a report how a model's work on a study ended, and what it found.
+
+    Parameters
+    ----------
+    making
+        Of what, by what and when.
+    source
+        The analysed series; None where there was none. Then the study's first image stands for the study.
+    findings
+        Each with a segment of its number in `segmentation`; empty where that is None.
+    outcome
+        How the work ended.
+    reason
+        Why it ended so, in words; may be empty.
+    dropped
+        How many findings more there were than the model may report.
+    excluded
+        The series left out.
+    segmentation
+        The findings' Segmentation.
+
+    Returns
+    -------
+    ResultObject
+        A Comprehensive 3D SR instance (Explicit VR Little Endian), unverified.
+    """
+    headers = (
+        identity.complete_headers(source) if source else [identity.complete_header(making.study.series[0].header)]
+    )
+    comments = list(_comments(making, reason, dropped, excluded))
+    root = sr.ContainerContentItem(name=standard.cid7021.ImagingMeasurementReport, template_id="1500")
+    root.ContentSequence = sr.ContentSequence()
+    root.ContentSequence.extend(_context(headers[0]))
+    root.ContentSequence.extend(_image_library(headers))
+    if findings and source and segmentation:
+        measurements = sr.ContainerContentItem(name=standard.DCM.ImagingMeasurements, relationship_type=_CONTAINS)
+        measurements.ContentSequence = sr.ContentSequence()
+        for finding in findings:
+            measurements.ContentSequence.extend(groups.volume(finding, headers, segmentation, making))
+            for group in groups.key_slice(finding, headers, source, making):
+                measurements.ContentSequence.extend(group)
+        root.ContentSequence.append(measurements)
+    root.ContentSequence.append(_evaluations(outcome, comments))
+
+    evidence = [*headers, _reference(segmentation, making, source)] if segmentation else headers
+    real_class = headers[0].SOPClassUID
+    if not source:
+        # highdicom looks up by the class where the patient's attributes are, and knows no private ones.
+        headers[0].SOPClassUID = CTImageStorage
+    made = sr.Comprehensive3DSR(
+        evidence=evidence,
+        content=root,
+        is_complete=not dropped and outcome is not Outcome.FAILED,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **identity.series_of_ours(making, source, "SR"),
+    )
+    if not source:
+        study = made.CurrentRequestedProcedureEvidenceSequence[0]
+        study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPClassUID = real_class
+    words = [concept.meaning for finding in findings for concept in (finding.finding, finding.site)]
+    return identity.finish(made, making, headers[0], "SR", [*words, *comments])
+
+
+# --- What it is about -----------------------------------------------------------------------------------------------
+
+
+def _context(header: Dataset) -> sr.ContentSequence:
+    """Language, observer and procedure (TID 1204, 1001, 100)."""
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=identity.observer_uid(),
+        name=identity.NAME,
+        manufacturer_name=identity.NAME,
+        model_name=identity.NAME,
+        serial_number=identity.SERIAL_NUMBER,
+    )
+    content = sr.ContentSequence()
+    content.extend(sr.LanguageOfContentItemAndDescendants(sr.CodedConcept("en", "RFC5646", "English")))
+    content.extend(
+        sr.ObservationContext(
+            observer_device_context=sr.ObserverContext(
+                observer_type=standard.DCM.Device, observer_identifying_attributes=device
+            )
+        )
+    )
+    content.append(
+        sr.CodeContentItem(
+            name=standard.DCM.ProcedureReported,
+            value=_procedure(header),
+            relationship_type=sr.RelationshipTypeValues.HAS_CONCEPT_MOD,
+        )
+    )
+    return content
+
+
+def _procedure(header: Dataset) -> sr.CodedConcept:
+    """The imaging procedure by the sources' own code, if that is one of CID 100, else by modality."""
+    known = {(concept.scheme_designator, concept.value): concept for concept in standard.cid100.concepts.values()}
+    for keyword in ("ProcedureCodeSequence", "RequestedProcedureCodeSequence"):
+        for item in header.get(keyword) or ():
+            concept = known.get((item.get("CodingSchemeDesignator"), item.get("CodeValue")))
+            if concept:
+                return sr.CodedConcept.from_code(concept)
+    return code(codes.PROCEDURE_BY_MODALITY.get(header.get("Modality", ""), codes.PROCEDURE_UNKNOWN))
+
+
+def _image_library(headers: Sequence[Dataset]) -> sr.ContentSequence:
+    """The images the report is about (TID 1600), with what they have in common said once (TID 1602, 1604).
+
+    highdicom's own library repeats it for each image: 985 kB for 250 slices. Nothing, where there are no images.
+    """
+    first = headers[0]
+    if "Rows" not in first:
+        return sr.ContentSequence()
+    group = sr.ContainerContentItem(name=standard.DCM.ImageLibraryGroup, relationship_type=_CONTAINS)
+    group.ContentSequence = sr.ContentSequence()
+    for modality in standard.cid29.concepts.values():
+        if modality.value == first.get("Modality"):
+            group.ContentSequence.append(
+                sr.CodeContentItem(name=standard.DCM.Modality, value=modality, relationship_type=_ABOUT_IMAGES)
+            )
+    if first.get("FrameOfReferenceUID"):
+        group.ContentSequence.append(
+            sr.UIDRefContentItem(
+                name=standard.DCM.FrameOfReferenceUID,
+                value=first.FrameOfReferenceUID,
+                relationship_type=_ABOUT_IMAGES,
+            )
+        )
+    group.ContentSequence.extend(_numbers(first))
+    group.ContentSequence.extend(
+        sr.ImageContentItem(
+            name=standard.SCT.Source,
+            referenced_sop_class_uid=header.SOPClassUID,
+            referenced_sop_instance_uid=header.SOPInstanceUID,
+            relationship_type=_CONTAINS,
+        )
+        for header in headers
+    )
+    library = sr.ContainerContentItem(name=standard.DCM.ImageLibrary, relationship_type=_CONTAINS)
+    library.ContentSequence = sr.ContentSequence([group])
+    return sr.ContentSequence([library])
+
+
+def _numbers(header: Dataset) -> Iterable[sr.NumContentItem]:
+    """Size and spacing of the images (TID 1602, 1604), as far as the header says."""
+    spacing = header.get("PixelSpacing") or (None, None)
+    pixels, mm = sr.CodedConcept("{pixels}", "UCUM", "Pixels"), standard.UCUM.Millimeter
+    for name, value, unit in (
+        (standard.DCM.PixelDataRows, header.Rows, pixels),
+        (standard.DCM.PixelDataColumns, header.get("Columns"), pixels),
+        (standard.DCM.HorizontalPixelSpacing, spacing[1], mm),
+        (standard.DCM.VerticalPixelSpacing, spacing[0], mm),
+        (standard.DCM.SliceThickness, header.get("SliceThickness"), mm),
+        (standard.DCM.SpacingBetweenSlices, header.get("SpacingBetweenSlices"), mm),
+    ):
+        if value:
+            yield sr.NumContentItem(name=name, value=float(value), unit=unit, relationship_type=_ABOUT_IMAGES)
+
+
+def _reference(made: ResultObject, making: Making, source: SourceVolume | None) -> Dataset:
+    """What the evidence needs to know of our segmentation."""
+    reference = Dataset()
+    reference.StudyInstanceUID = making.study.study_instance_uid
+    reference.SeriesInstanceUID = identity.series_uid(making, source, "SEG")
+    reference.SOPClassUID, reference.SOPInstanceUID = made.sop_class_uid, made.sop_instance_uid
+    return reference
+
+
+# --- How it ended ---------------------------------------------------------------------------------------------------
+
+
+def _evaluations(outcome: Outcome, comments: Iterable[str]) -> sr.ContainerContentItem:
+    """Outcome and remarks (TID 1500 rows 12 to 14)."""
+    summary, status = _SUMMARY[outcome]
+    container = sr.ContainerContentItem(name=code(_QUALITATIVE_EVALUATIONS), relationship_type=_CONTAINS)
+    container.ContentSequence = sr.ContentSequence(
+        [
+            sr.CodeContentItem(name=code(codes.CAD_SUMMARY), value=code(summary), relationship_type=_CONTAINS),
+            sr.CodeContentItem(
+                name=code(codes.SUMMARY_OF_DETECTIONS), value=code(status), relationship_type=_CONTAINS
+            ),
+            *(
+                sr.TextContentItem(name=code(codes.COMMENT), value=comment, relationship_type=_CONTAINS)
+                for comment in comments
+            ),
+        ]
+    )
+    return container
+
+
+def _comments(making: Making, reason: str, dropped: int, excluded: Sequence[Exclusion]) -> Iterable[str]:
+    spec = making.model.spec
+    yield (
+        f"{identity.DISCLAIMER}. {spec.title}: model {spec.name} {spec.version} by {spec.manufacturer}, "
+        f"run by {identity.NAME} {__version__} on {making.backend}."
+    )
+    if reason:
+        yield reason
+    if dropped:
+        yield f"{dropped} more finding(s), less probable than these, are not listed."
+    for exclusion in excluded:
+        yield f"Series {exclusion.series_instance_uid} was left out: {exclusion.reason}"

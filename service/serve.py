@@ -1,0 +1,107 @@
+"""The service in the foreground: its parts in the order in which they start, and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from service import __version__, log, metrics
+from service.analysis.schedule import Scheduler
+from service.api.app import Seen, create_app
+from service.backend import open_backend
+from service.config import Config
+from service.intake.receive import Receivers
+from service.models import installed
+from service.store import Store, database_url
+from service.worker import Worker, progress_of
+
+_GRACE_SECONDS = 8.0  # container engines kill ten seconds after SIGTERM
+_EXECUTOR = "overread-0"
+
+
+def serve(config: Config) -> None:
+    """Run until SIGTERM or SIGINT; then refuse new associations, finish or leave resumable, and return.
+
+    Raises
+    ------
+    ConfigError
+        If something does not allow a start.
+    """
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    config.store.directory.mkdir(parents=True, exist_ok=True)
+    store = Store(database_url(config.store.directory, config.store.database))
+    store.create_tables()
+    models = tuple(installed(config.analysis.models_directory, config.analysis.models))
+    backend = open_backend(config.analysis)
+    for model in models:
+        backend.load(model)
+        log.event("model.loaded", model=model.spec.name, version=model.spec.version, backend=backend.name)
+    scheduler = Scheduler(backend)
+    worker = Worker(config, store, models, scheduler, executor_id=_EXECUTOR)
+    receivers = Receivers(config, metrics.count_instance)
+
+    def readiness() -> dict[str, str]:
+        return {
+            "database": _reason(store.ping),
+            "receivers": ""
+            if receivers.alive() == config.intake.processes
+            else f"{receivers.alive()} of {config.intake.processes} receiving processes run",
+            "worker": "" if worker.is_watching() else "it does not look for studies",
+            "models": "",  # loaded before this can be asked
+            "disk": _disk_reason(config),
+        }
+
+    app = create_app(Seen(config=config, store=store, readiness=readiness, progress=progress_of))
+    http = uvicorn.Server(
+        uvicorn.Config(app, host=config.api.host, port=config.api.port, log_config=None, access_log=False)
+    )
+    # It must not take the signals: the parts stop in an order of their own.
+    page = threading.Thread(target=http.run, name="api", daemon=True)
+    worker.start()
+    receivers.start()
+    page.start()
+    log.event(
+        "service.started",
+        version=__version__,
+        ae_title=config.intake.ae_title,
+        dicom=f"{config.intake.host}:{config.intake.port}",
+        http=f"{config.api.host}:{config.api.port}",
+        models=[model.spec.name for model in models],
+        destinations=[destination.name for destination in config.destinations],
+        backend=backend.name,
+    )
+    stop.wait()
+    log.event("service.stopping")
+    receivers.stop()
+    worker.stop(grace_seconds=_GRACE_SECONDS)
+    scheduler.close()
+    http.should_exit = True
+    page.join(timeout=2)
+    store.close()
+    log.event("service.stopped")
+
+
+def _reason(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except Exception as exc:
+        return type(exc).__name__
+    return ""
+
+
+def _disk_reason(config: Config) -> str:
+    disk = os.statvfs(config.store.directory)
+    free = disk.f_bavail * disk.f_frsize / 2**30
+    least = config.intake.minimum_free_gib
+    return "" if free >= least else f"{free:.1f} GiB free, {least:g} are kept free: new instances are refused"

@@ -1,0 +1,233 @@
+"""A tiny CT series with known lesions, in any orientation, order and spacing: what the result objects are tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from service.codes import Code, derive_uid
+from service.results.identity import Making, tracking_uid
+from service.spec import ModelSpec
+from service.types import Finding, Instance, Model, Point, Series, SourceVolume, Study
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)
+SHAPE = (12, 40, 48)  # slices, rows, columns
+LESION = Code("52988006", "SCT", "Lesion")
+LIVER = Code("10200004", "SCT", "Liver")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phantom:
+    """A series, read, with the findings that are in it."""
+
+    source: SourceVolume
+    findings: tuple[Finding, ...]
+    making: Making
+
+
+def make(
+    folder: Path,
+    *,
+    orientation: Sequence[float] = AXIAL,
+    spacing: tuple[float, float, float] = (2.5, 0.8, 0.8),
+    reverse: bool = False,
+    edit: Callable[[Dataset, int], None] | None = None,
+    lesions: int = 2,
+) -> Phantom:
+    """Write a series into a folder and read it again.
+
+    Parameters
+    ----------
+    orientation
+        ImageOrientationPatient (0020,0037).
+    spacing
+        mm between slices, rows and columns.
+    reverse
+        Whether InstanceNumber falls where the position rises.
+    edit
+        Changes the data set of slice i before it is written.
+    lesions
+        How many lesions, of different sizes.
+    """
+    masks = [_ellipsoid(SHAPE, (3 + 4 * n, 12 + 9 * n, 14 + 11 * n), (2.4, 6 - 2 * n, 4 + n)) for n in range(lesions)]
+    array = np.full(SHAPE, 40, np.int16)
+    for mask in masks:
+        array[mask] = -20
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    affine = np.eye(4)
+    for axis, (direction, step) in enumerate(zip((np.cross(row, column), column, row), spacing, strict=True)):
+        affine[:3, axis] = direction * step
+    affine[:3, 3] = (-120.5, -80.25, 310.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    instances = []
+    for index, pixels in enumerate(array):
+        dataset = _image(pixels, affine @ (index, 0, 0, 1), orientation, spacing)
+        dataset.InstanceNumber = len(array) - index if reverse else index + 1
+        if edit:
+            edit(dataset, index)
+        path = folder / f"{index:03}.dcm"
+        dataset.save_as(path, enforce_file_format=True)
+        instances.append(read_instance(path))
+    series = Series(
+        series_instance_uid=derive_uid("phantom series"),
+        modality="CT",
+        instances=tuple(reversed(instances)),
+    )
+    frame = str(instances[0].header.get("FrameOfReferenceUID") or derive_uid("phantom frame"))
+    source = SourceVolume(
+        series=series,
+        volume=hd.Volume(
+            array.astype(np.float32), affine, coordinate_system="PATIENT", frame_of_reference_uid=frame
+        ),
+        ordered=tuple(instances),
+        notes=(),
+    )
+    return Phantom(
+        source=source,
+        findings=tuple(finding_of(source, mask, number) for number, mask in enumerate(masks, start=1)),
+        making=making_of(series),
+    )
+
+
+def read_instance(path: Path) -> Instance:
+    """A file as the intake would hand it on."""
+    header = dcmread(path, stop_before_pixels=True)
+    return Instance(
+        sop_instance_uid=str(header.SOPInstanceUID),
+        sop_class_uid=str(header.SOPClassUID),
+        transfer_syntax_uid=str(header.file_meta.TransferSyntaxUID),
+        path=path,
+        header=header,
+    )
+
+
+def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, site: Code = LIVER) -> Finding:
+    """A finding measured from its mask, independently of the analysis.
+
+    Parameters
+    ----------
+    mask
+        bool [slices, rows, columns] of the whole source grid.
+    """
+    indices = np.argwhere(mask)
+    low, high = indices.min(axis=0), indices.max(axis=0) + 1
+    box = (slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])), slice(int(low[2]), int(high[2])))
+    places = (source.volume.affine @ np.c_[indices, np.ones(len(indices))].T)[:3].T
+    centroid = _point(places.mean(axis=0))
+    key = int(np.argmax(mask.sum(axis=(1, 2))))
+    rows, columns = (np.flatnonzero(mask[key].any(axis=axis)) for axis in (1, 0))
+    middle_row, middle_column = float(rows.mean()), float(columns.mean())
+    along = ((key, middle_row, columns[0] - 0.5), (key, middle_row, columns[-1] + 0.5))
+    across = ((key, rows[0] - 0.5, middle_column), (key, rows[-1] + 0.5, middle_column))
+    return Finding(
+        number=number,
+        tracking_uid=tracking_uid(source.series, "phantom-lesion", centroid),
+        finding=LESION,
+        site=site,
+        probability=0.95 - 0.1 * number,
+        mask=mask[box],
+        box=box,
+        centroid_lps_mm=centroid,
+        extent_lps_mm=(_point(places.min(axis=0)), _point(places.max(axis=0))),
+        volume_ml=float(mask.sum() * np.prod(source.volume.spacing)) / 1000,
+        mean=float(source.volume.array[mask].mean()),
+        key_slice=key,
+        long_axis=along,
+        long_axis_mm=float(len(columns) * source.volume.spacing[2]),
+        short_axis=across,
+        short_axis_mm=float(len(rows) * source.volume.spacing[1]),
+    )
+
+
+def making_of(series: Series, *, site: Code = LIVER, revision: int = 0, weights: str = "0" * 64) -> Making:
+    """A making by a model that does not exist."""
+    spec = ModelSpec.model_validate(
+        {
+            "name": "phantom-lesion",
+            "version": "1.2.0",
+            "title": "Phantom lesions on CT",
+            "manufacturer": "Overread tests",
+            "licence": "Apache-2.0",
+            "source": {"words": "none"},
+            "select": {"modality": "CT"},
+            "stages": [
+                {
+                    "name": "lesion",
+                    "input": {"name": "in", "shape": (8, 8, 8)},
+                    "output": {"name": "out", "shape": (8, 8, 8)},
+                    "intensity": {"clip": (-200.0, 200.0)},
+                }
+            ],
+            "findings": {"finding": LESION, "site": site, "colour": (230, 159, 0)},
+        }
+    )
+    study = Study(
+        study_instance_uid=str(series.header.StudyInstanceUID),
+        series=(series,),
+        completeness="quiet",
+        received_at=0.0,
+    )
+    return Making(
+        study=study,
+        model=Model(spec=spec, folder=Path("phantom-lesion"), weights_sha256=weights),
+        backend="a test",
+        made_at=datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC),
+        revision=revision,
+    )
+
+
+def with_series(making: Making, *series: Series) -> Making:
+    """The same making for a study of these series."""
+    return replace(making, study=replace(making.study, series=series))
+
+
+def _point(values: NDArray[np.float64]) -> Point:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _ellipsoid(
+    shape: tuple[int, int, int], centre: Sequence[float], radii: Sequence[float]
+) -> NDArray[np.bool_]:
+    grid = np.indices(shape).T
+    inside: NDArray[np.bool_] = (np.square((grid - centre) / np.asarray(radii)).sum(axis=-1) <= 1).T
+    return inside
+
+
+def _image(
+    pixels: NDArray[np.int16], position: NDArray[np.float64], orientation: Sequence[float], spacing: Sequence[float]
+) -> Dataset:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = CTImageStorage
+    dataset.SOPInstanceUID = derive_uid("phantom image", *(f"{value:.3f}" for value in position))
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = derive_uid("phantom study"), derive_uid("phantom series")
+    dataset.FrameOfReferenceUID = derive_uid("phantom frame")
+    dataset.PatientName, dataset.PatientID = "Phantom^Test", "P-0001"
+    dataset.PatientBirthDate, dataset.PatientSex = "19700102", "O"
+    dataset.AccessionNumber, dataset.StudyID = "A-77", "S-1"
+    dataset.StudyDate, dataset.StudyTime, dataset.StudyDescription = "20260228", "101500", "CT phantom"
+    dataset.ReferringPhysicianName = "Referrer^Test"
+    dataset.Modality, dataset.Manufacturer, dataset.SeriesNumber = "CT", "Overread tests", 3
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.ImageOrientationPatient = [f"{value:.10g}" for value in orientation]
+    dataset.ImagePositionPatient = [f"{value:.10g}" for value in position[:3]]
+    dataset.PixelSpacing = [f"{value:.10g}" for value in spacing[1:]]
+    dataset.SliceThickness = f"{spacing[0]:.10g}"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.RescaleIntercept, dataset.RescaleSlope = 0, 1
+    dataset.PixelData = pixels.astype("<i2").tobytes()
+    return dataset
