@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from typing import Any
 
 from service.errors import ServiceError
@@ -40,6 +41,7 @@ def set_up(*, level: int = logging.INFO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     _LOGGER.setLevel(level)
+    warnings.simplefilter("ignore")  # pydicom's quote the values that they warn of
     for noisy in ("pynetdicom", "pydicom", "highdicom"):  # they print data sets; ours say what matters
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 

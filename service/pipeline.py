@@ -155,8 +155,10 @@ class _Draft:
         with self.timed("proof"):
             proof.prove(source, self.findings, objects, making)
         if source:
-            title = making.model.spec.title
-            self.pictures = tuple(capture.picture(source, finding, title) for finding in self.findings)
+            spec = making.model.spec
+            self.pictures = tuple(
+                capture.picture(source, finding, spec.title, colour=spec.findings.colour) for finding in self.findings
+            )
         self.objects = objects
 
     def end(self, outcome: Outcome, reason: str) -> None:

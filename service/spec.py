@@ -97,11 +97,15 @@ class Within(Frozen):
     """The earlier stage in whose mask this one works."""
 
     stage: str = Field(description="Name of the earlier stage.")
-    margin_mm: float = Field(default=0.0, ge=0, description="How far the mask is dilated before it is used.")
-    outside: float | None = Field(
-        default=None, description="Network input value set outside the dilated mask; absent: the image stays."
+    margin_voxels: float = Field(
+        default=0.0, ge=0, description="How far the mask is dilated before it is used, in voxels of this stage."
     )
-    keep_margin_mm: float = Field(
+    outside: float | None = Field(
+        default=None,
+        description="Network input value set outside the dilated mask. The image then ends at the mask's box: beyond "
+        "it is what `intensity` says of the outside. Absent: the image stays as it is.",
+    )
+    keep_margin_voxels: float = Field(
         default=0.0, ge=0, description="The result counts inside the mask, dilated by this much, and nowhere else."
     )
 
@@ -129,6 +133,11 @@ class Stage(Frozen):
     )
     channel: int = Field(default=0, ge=0, description="Channel of the output that holds this stage's map.")
     threshold: float = Field(default=0.5, gt=0, lt=1, description="A voxel belongs to the mask above this value.")
+    between: Literal["mean", "maximum"] = Field(
+        default="mean",
+        description="How the last stage's map is read at a source voxel that lies between voxels of the network: their "
+        "weighted mean, or the greatest of them (a lesion then reaches to the edge of every voxel that it touches).",
+    )
     keep: Literal["all", "largest"] = Field(
         default="all", description="Components of the mask that are kept; the largest is sought after one opening."
     )

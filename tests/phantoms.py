@@ -25,6 +25,7 @@ OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)
 SHAPE = (12, 40, 48)  # slices, rows, columns
 LESION = Code("52988006", "SCT", "Lesion")
 LIVER = Code("10200004", "SCT", "Liver")
+LUNG = Code("39607008", "SCT", "Lung")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +88,7 @@ def make(
     frame = str(instances[0].header.get("FrameOfReferenceUID") or derive_uid("phantom frame"))
     source = SourceVolume(
         series=series,
-        volume=hd.Volume(
-            array.astype(np.float32), affine, coordinate_system="PATIENT", frame_of_reference_uid=frame
-        ),
+        volume=hd.Volume(array.astype(np.float32), affine, coordinate_system="PATIENT", frame_of_reference_uid=frame),
         ordered=tuple(instances),
         notes=(),
     )
@@ -128,8 +127,11 @@ def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, site:
     key = int(np.argmax(mask.sum(axis=(1, 2))))
     rows, columns = (np.flatnonzero(mask[key].any(axis=axis)) for axis in (1, 0))
     middle_row, middle_column = float(rows.mean()), float(columns.mean())
-    along = ((key, middle_row, columns[0] - 0.5), (key, middle_row, columns[-1] + 0.5))
-    across = ((key, rows[0] - 0.5, middle_column), (key, rows[-1] + 0.5, middle_column))
+    left, right = (key, middle_row, columns[0] - 0.5), (key, middle_row, columns[-1] + 0.5)
+    top, bottom = (key, rows[0] - 0.5, middle_column), (key, rows[-1] + 0.5, middle_column)
+    across = (float(len(columns) * source.volume.spacing[2]), (left, right))
+    down = (float(len(rows) * source.volume.spacing[1]), (top, bottom))
+    (short_mm, short), (long_mm, long) = sorted((across, down))
     return Finding(
         number=number,
         tracking_uid=tracking_uid(source.series, "phantom-lesion", centroid),
@@ -143,10 +145,10 @@ def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, site:
         volume_ml=float(mask.sum() * np.prod(source.volume.spacing)) / 1000,
         mean=float(source.volume.array[mask].mean()),
         key_slice=key,
-        long_axis=along,
-        long_axis_mm=float(len(columns) * source.volume.spacing[2]),
-        short_axis=across,
-        short_axis_mm=float(len(rows) * source.volume.spacing[1]),
+        long_axis=long,
+        long_axis_mm=long_mm,
+        short_axis=short,
+        short_axis_mm=short_mm,
     )
 
 
@@ -196,9 +198,7 @@ def _point(values: NDArray[np.float64]) -> Point:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _ellipsoid(
-    shape: tuple[int, int, int], centre: Sequence[float], radii: Sequence[float]
-) -> NDArray[np.bool_]:
+def _ellipsoid(shape: tuple[int, int, int], centre: Sequence[float], radii: Sequence[float]) -> NDArray[np.bool_]:
     grid = np.indices(shape).T
     inside: NDArray[np.bool_] = (np.square((grid - centre) / np.asarray(radii)).sum(axis=-1) <= 1).T
     return inside

@@ -13,7 +13,6 @@ from service.spec import FindingRules, ModelSpec
 from service.types import Box, Finding, Line, Point, Prediction, SourceVolume
 
 _TOUCHING = np.ones((3, 3, 3))  # 26-connected: voxels that share a corner belong together
-_CHORDS = 200  # lines tried across a lesion for its short axis
 Mask = NDArray[np.bool_]
 
 
@@ -152,10 +151,13 @@ def _diameters(
 
 
 def _widest(t: NDArray[np.float64], s: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Where a convex polygon (corners t along, s across) is widest across: the place along, and the two edges."""
+    """Where a convex polygon (corners t along, s across) is widest across: the place along, and the two edges.
+
+    Its width is a concave function of the place, linear between corners: the greatest one is at a corner.
+    """
     best = (float(t[0]), 0.0, 0.0)
     edges = np.stack([t, np.roll(t, -1), s, np.roll(s, -1)], axis=1)
-    for place in np.linspace(t.min(), t.max(), _CHORDS):
+    for place in np.unique(t):
         crossed = (np.minimum(edges[:, 0], edges[:, 1]) <= place) & (place <= np.maximum(edges[:, 0], edges[:, 1]))
         t0, t1, s0, s1 = edges[crossed].T
         share = np.divide(place - t0, t1 - t0, out=np.zeros_like(t0), where=t1 != t0)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.analysis import regions
-from service.analysis.resample import Grid, bounds, resample, whole
+from service.analysis.resample import Grid, bounds, greatest, resample, whole
 from service.analysis.schedule import Scheduler, Stream
 from service.analysis.windows import Axes, Map, Windows
 from service.spec import ModelSpec, Stage
@@ -50,7 +50,10 @@ def infer(
     last = maps[spec.stages[-1].name]
     assert last.probability is not None  # the last stage is a network: spec.py
     box = grid.box(*last.grid.edges(bounds(last.probability > 0) or whole((0, 0, 0))))
-    probability = resample(last.probability, last.grid, grid.cropped(box), outside=0.0, antialias=False)
+    if spec.stages[-1].between == "maximum":
+        probability = greatest(last.probability, last.grid, grid.cropped(box))
+    else:
+        probability = resample(last.probability, last.grid, grid.cropped(box), outside=0.0, antialias=False)
     return Prediction(probability=probability, box=box, seconds=seconds)
 
 

@@ -37,7 +37,8 @@ class OnnxBackend:
         self._providers: list[Any] = ["CPUExecutionProvider"]
         if gpu:
             ort.preload_dlls()  # finds CUDA and cuDNN in wheels, where they are not installed system-wide
-            self._providers.insert(0, "CUDAExecutionProvider")
+            # TF32 keeps ten bits of a product: it moves the liver lesions' probabilities by up to 0.035.
+            self._providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
             if ctypes.util.find_library("nvinfer"):
                 self._providers.insert(0, "TensorrtExecutionProvider")
         self.name = "onnxruntime CPU"
@@ -71,8 +72,9 @@ class OnnxBackend:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _SEVERE
-        # Patches are all of one size and few run at once: an arena would only keep the largest one's memory for ever.
+        # Both keep more memory than they save time: measured 3.2 instead of 6.8 GB for one patch of the liver network.
         options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
         try:
             return ort.InferenceSession(path, options, providers=self._providers)
         except Exception as exc:

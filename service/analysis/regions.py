@@ -1,9 +1,9 @@
 """Where in the body to look: the body itself and the lungs, from CT numbers alone (pure functions).
 
 A model's findings count only inside the region that its specification names. The regions here are found by the physics
-of CT (air is near -1000 HU, aerated lung between -950 and -500 HU, everything else is denser), by size and by connection,
-so that they need no model of their own and no particular patient position: neither the direction of the slices nor a
-flip within the slice matters.
+of CT (air is near -1000 HU, aerated lung between -950 and -500 HU, all else is denser), by size and by connection.
+They need no model of their own and no particular patient position: neither the direction of the slices nor a flip
+within the slice matters.
 
 Both functions expect a *coarse* copy of the scan, 2 to 3 mm and near isotropic: the closing that gives a nodule at the
 pleura back to its lung is measured in millimetres and costs seconds, not minutes, there.
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Mask = NDArray[np.bool_]
+Image = NDArray[np.float32] | NDArray[np.int16]
 
 BODY_ABOVE_HU = -200.0  # fat is near -100 HU; foam, clothes and blankets stay below
 AIR_BELOW_HU = -400.0  # half way between aerated lung and soft tissue
@@ -23,7 +24,7 @@ LUNG_HU = (-950.0, -500.0)  # aerated parenchyma; free gas (trachea, bowel, the 
 ROOM_BELOW_HU = -950.0  # mean of a pocket of air at the border of the picture that is the room, not a lung cut by it
 TABLE_MM = 6.0  # a table top, seen from the side, is thinner than this
 CLOSING_MM = 12.0  # rolling ball that takes in nodules at the pleura and vessels at the hilum
-UPRIGHT_MM = 56.0  # a tumour at chest wall or mediastinum no taller than this has lung above and below it; the heart has not
+UPRIGHT_MM = 56.0  # a tumour at the wall, if no taller than this, has lung above and below it; the heart has not
 AIRWAY_BELOW_HU = -930.0  # gas in an airway, averaged over 3 voxels
 AIRWAY_ML = (1.0, 150.0)  # trachea and main bronchi, as far as they are so thin
 AIRWAY_CM2 = 6.0  # an airway's area in the slice, on average over its height; emphysema spreads wider
@@ -33,7 +34,7 @@ LUNG_SHARE = 0.5  # at least this much of a lung's inner voxels lie within LUNG_
 SMALLEST_OF_LARGEST = 0.04  # a lung may be collapsed, but not smaller than this part of the other
 
 
-def body(hu: NDArray[np.generic], spacing_mm: tuple[float, float, float]) -> Mask:
+def body(hu: Image, spacing_mm: tuple[float, float, float]) -> Mask:
     """The patient without the table, cavities filled.
 
     Parameters
@@ -57,11 +58,12 @@ def body(hu: NDArray[np.generic], spacing_mm: tuple[float, float, float]) -> Mas
     return np.stack([ndimage.binary_fill_holes(plane) for plane in trunk])
 
 
-def lungs(hu: NDArray[np.generic], spacing_mm: tuple[float, float, float]) -> Mask:
+def lungs(hu: Image, spacing_mm: tuple[float, float, float]) -> Mask:
     """Both lungs (or what the scan shows of them) with their vessels, nodules and the nodules at their pleura.
 
     Air that the room reaches within a slice, the trachea and main bronchi, gas in the bowel and small pockets are left
-    out; each lung is then closed (nodules at the pleura by a ball, large tumours by lung above and below) and its holes are filled.
+    out. Each lung is then closed (nodules at the pleura by a ball, large tumours by lung above and below them) and its
+    holes are filled.
 
     Parameters
     ----------
@@ -79,23 +81,23 @@ def lungs(hu: NDArray[np.generic], spacing_mm: tuple[float, float, float]) -> Ma
     smooth = ndimage.uniform_filter(hu.astype(np.float32), 3, mode="nearest")
     air = (hu < AIR_BELOW_HU) & ~_room(hu)
     airways = _airways(air, smooth, spacing_mm)
-    labels, count = ndimage.label(air & ~airways)
+    labels, _ = ndimage.label(air & ~airways)
+    pockets = []
+    for index, box in enumerate(ndimage.find_objects(labels), start=1):
+        one = labels[box] == index
+        volume_ml = float(one.sum()) * voxel_ml
+        if volume_ml >= LUNG_ABOVE_ML and _is_lung(one, smooth[box]):
+            pockets.append((volume_ml, box, one))
     found = np.zeros(hu.shape, bool)
-    if not count:
-        return found
-    volumes_ml = np.bincount(labels.ravel(), minlength=count + 1)[1:] * voxel_ml
-    enough_ml = max(LUNG_ABOVE_ML, SMALLEST_OF_LARGEST * float(volumes_ml.max()))
-    boxes = ndimage.find_objects(labels)
-    for index in np.flatnonzero(volumes_ml >= enough_ml):
-        one = labels[boxes[index]] == index + 1
-        if _is_lung(one, smooth[boxes[index]]):
+    for volume_ml, box, one in pockets:
+        if volume_ml >= SMALLEST_OF_LARGEST * max(pocket[0] for pocket in pockets):
             lung = np.zeros(hu.shape, bool)
-            lung[boxes[index]] = one
+            lung[box] = one
             found |= _closed(lung, spacing_mm)
     return found
 
 
-def _room(hu: NDArray[np.generic]) -> Mask:
+def _room(hu: Image) -> Mask:
     """Air that reaches the border of its own slice and, all slices together, is as thin as the room's.
 
     Slice by slice, because through nose or bowel the room may reach every cavity somewhere; by density, because a small
@@ -179,11 +181,10 @@ def _closed(mask: Mask, spacing_mm: tuple[float, float, float]) -> Mask:
     rim = [int(np.ceil(CLOSING_MM / step)) + 1 for step in spacing_mm]
     rim[0] += line
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    # In the slices the rim is empty; along the axis of the slices the scan's first and last slice go on, if lung is there.
+    # Beside the lung the rim is empty; above and below, the scan's first and last slice go on.
     inside = np.pad(mask[:, *box[1:]], [(rim[0], rim[0]), (0, 0), (0, 0)], mode="edge")
     inside = np.pad(inside, [(0, 0), (rim[1], rim[1]), (rim[2], rim[2])])
     grown = ndimage.maximum_filter1d(_distance(~inside, spacing_mm) <= CLOSING_MM, 2 * line + 1, axis=0)
-    # Beyond the box's ends everything counts as grown: only the capsule's own reach may be taken back.
     shrunk = ndimage.minimum_filter1d(grown, 2 * line + 1, axis=0)
     shrunk = _distance(np.pad(shrunk, 1, mode="edge"), spacing_mm)[1:-1, 1:-1, 1:-1] > CLOSING_MM
     filled = ndimage.binary_fill_holes(shrunk | inside)[rim[0] : -rim[0]]

@@ -99,14 +99,41 @@ def resample(
     return result
 
 
+def greatest(array: NDArray[np.float32], grid: Grid, target: Grid) -> NDArray[np.float32]:
+    """The greatest of the (up to eight) voxels of `grid` around each voxel of `target`; beyond the edge is 0.
+
+    Parameters
+    ----------
+    array
+        float32, >= 0, on `grid`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, on `target`.
+    """
+    result = np.pad(array, 1)
+    for axis in range(3):
+        step = target.spacing_mm[axis] / grid.spacing_mm[axis]
+        first = (target.start_mm[axis] - grid.start_mm[axis]) / grid.spacing_mm[axis]
+        places = first + step * np.arange(target.shape[axis])
+        below, above = (
+            np.clip(near(places).astype(int) + 1, 0, grid.shape[axis] + 1) for near in (np.floor, np.ceil)
+        )
+        result = np.maximum(result.take(below, axis), result.take(above, axis))
+    return result
+
+
 def _weights(count: int, target: int, *, first: float, step: float, antialias: bool) -> sparse.csr_matrix:
-    """[target, count] weights of a triangle around each target voxel, as wide as the coarser of the two grids."""
-    centres = first + step * np.arange(target)
-    reach = max(step, 1.0) if antialias else 1.0
-    offsets = np.arange(int(np.ceil(2 * reach)) + 1)
-    columns = np.floor(centres - reach).astype(int)[:, None] + 1 + offsets
-    weights = np.clip(1 - np.abs(columns - centres[:, None]) / reach, 0, None)
-    weights /= weights.sum(axis=1, keepdims=True)
+    """[target, count] weights: between two neighbours, or the share of each voxel in a target voxel wider than it."""
+    centres = first + step * np.arange(target)[:, None]
+    reach = max(step, 1.0)
+    columns = np.floor(centres - reach).astype(int) + np.arange(int(np.ceil(2 * reach)) + 2)
+    if antialias and step > 1:
+        low, high = centres - step / 2, centres + step / 2
+        weights = np.clip(np.minimum(columns + 0.5, high) - np.maximum(columns - 0.5, low), 0, None) / step
+    else:
+        weights = np.clip(1 - np.abs(columns - centres), 0, None)
     rows = np.broadcast_to(np.arange(target)[:, None], columns.shape)
     inside = (columns >= 0) & (columns < count) & (weights > 0)
     # What falls outside keeps its share of the weight: there the array is `outside`, which is zero here.

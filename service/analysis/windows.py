@@ -90,13 +90,14 @@ class Windows:
         self._output = axes.to_source(stage.output.shape).astype(int)
         spacing = axes.to_source(stage.spacing_mm)
         region = maps[stage.within.stage] if stage.within else None
-        low, high = _area(grid, region, stage)
+        margin = max(stage.within.margin_voxels, stage.within.keep_margin_voxels) if stage.within else 0.0
+        low, high = _area(grid, region, margin * spacing)
         voxels = np.maximum(1, np.ceil((high - low - _EDGE_MM) / spacing)).astype(int)
         starts = [_starts(int(n), int(w), stage.overlap) for n, w in zip(voxels, self._output, strict=True)]
         shape = np.array([s[-1] for s in starts]) + self._output
         # Centred: what the windows cover beyond the area is shared by its two sides.
         self._grid = Grid.of(shape, spacing, (low + high) / 2 - (shape - 1) / 2 * spacing)
-        self._keep = on_grid(region, self._grid, stage.within.keep_margin_mm) if region and stage.within else None
+        self._keep = on_grid(region, self._grid, stage.within.keep_margin_voxels) if region and stage.within else None
         self._starts = [
             start
             for start in product(*starts)
@@ -157,33 +158,39 @@ class Windows:
         image += np.float32(stage.intensity.offset)
         image *= np.float32(stage.intensity.scale)
         if stage.within and stage.within.outside is not None and region:
-            image[~on_grid(region, padded, stage.within.margin_mm)] = stage.within.outside
+            mask = on_grid(region, padded, stage.within.margin_voxels)
+            kept = image[box := bounds(mask) or whole((0, 0, 0))]
+            kept[~mask[box]] = stage.within.outside
+            beyond = (np.clip(outside, *stage.intensity.clip) + stage.intensity.offset) * stage.intensity.scale
+            image = np.full_like(image, beyond)
+            image[box] = kept
         return image
 
 
-def on_grid(region: Map, grid: Grid, margin_mm: float) -> NDArray[np.bool_]:
-    """A region's mask on another grid, dilated by a margin in mm."""
+def on_grid(region: Map, grid: Grid, margin_voxels: float) -> NDArray[np.bool_]:
+    """A region's mask on another grid, dilated by a margin in voxels of that grid."""
     values = resample(region.mask.astype(np.float32), region.grid, grid, outside=0.0, antialias=False)
     mask: NDArray[np.bool_] = values > 0.5
-    if margin_mm > 0 and mask.any():
-        mask = np.asarray(ndimage.distance_transform_edt(~mask, sampling=grid.spacing_mm) <= margin_mm)
+    if margin_voxels > 0 and mask.any():
+        mask = np.asarray(ndimage.distance_transform_edt(~mask) <= margin_voxels)
     return mask
 
 
-def _area(grid: Grid, region: Map | None, stage: Stage) -> tuple[Vector, Vector]:
+def _area(grid: Grid, region: Map | None, margin_mm: Vector) -> tuple[Vector, Vector]:
     """[3] least and greatest edge (mm) of what needs an answer: the region with its margin, inside the image."""
     low, high = grid.edges(whole(grid.shape))
-    if region is None or stage.within is None:
+    if region is None:
         return low, high
-    margin = stage.within.keep_margin_mm
     region_low, region_high = region.grid.edges(bounds(region.mask) or whole((0, 0, 0)))
-    return np.maximum(low, region_low - margin), np.minimum(high, region_high + margin)
+    return np.maximum(low, region_low - margin_mm), np.minimum(high, region_high + margin_mm)
 
 
 def _starts(voxels: int, window: int, overlap: float) -> list[int]:
-    """Where the windows along one axis begin: side by side, or evenly spread from edge to edge if they overlap."""
-    if overlap == 0 or voxels <= window:
-        return list(range(0, voxels, window))
+    """Where the windows along one axis begin, from edge to edge: side by side but for the last, or evenly spread."""
+    if voxels <= window:
+        return [0]
+    if overlap == 0:
+        return [*range(0, voxels - window, window), voxels - window]
     count = 1 + int(np.ceil((voxels - window) / (window * (1 - overlap))))
     return [round(v) for v in np.linspace(0, voxels - window, count)]
 

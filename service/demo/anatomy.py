@@ -83,8 +83,8 @@ def diaphragm() -> Shape:
 
 @cache
 def heart() -> Shape:
-    """Return the heart with its vessels' roots, resting on the diaphragm."""
-    return ellipsoid((24, -36, 25), (66, 52, 50), turn_deg=(0, 18, 28)).standing(10)
+    """Return the heart, its apex to the left, forward and down."""
+    return ellipsoid((24, -36, 25), (66, 52, 50), turn_deg=(0, 18, 28))
 
 
 @cache
@@ -92,7 +92,8 @@ def mediastinum() -> Shape:
     """Return what stands between the lungs: heart and its fat, great vessels, spine."""
     upper = ellipsoid((0, -10, 130), (30, 66, 120))
     behind = ellipsoid((4, 40, 60), (30, 32, 400)) | ellipsoid((0, 64, 0), (22, 40, FAR))
-    return merged(upper, behind, heart().grown(5), blend_mm=12).wavy(3, 50)
+    pericardium = heart().grown(5).standing(10)  # with its fat it rests on the diaphragm, no lung in between
+    return merged(upper, behind, pericardium, blend_mm=12).wavy(3, 50)
 
 
 @cache

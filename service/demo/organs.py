@@ -99,7 +99,7 @@ def spine() -> list[Organ]:
 
 def chest(rng: np.random.Generator) -> list[Organ]:
     """Return diaphragm, lungs, heart and great vessels; what is inside the lungs comes as trees."""
-    muscle = (heart() & half_space((0, 0, -14), (0, 0, -1)).wavy(3, 60)) - diaphragm().grown(2)
+    muscle = heart() - diaphragm().grown(2)
     fissure = half_space((0, 0, 76), (0, 0.8, -0.6)).wavy(5, 110)
     unevenness = mottle(12, 21, rng.uniform(0, 6))
     arch = tube(
@@ -111,8 +111,8 @@ def chest(rng: np.random.Generator) -> list[Organ]:
         12,
         12,
     )
-    to_right_lung = tube([(18, -32, 108), (-20, -8, 106), (-40, 4, 101)], 12, 9, 5)
-    to_left_lung = tube([(18, -32, 108), (36, 2, 112), (46, 10, 104)], 12, 9, 5)
+    to_right_lung = tube([(18, -32, 108), (-14, -8, 106), (-27, 1, 103)], 12, 9, 5)
+    to_left_lung = tube([(18, -32, 108), (24, -6, 109), (27, 4, 104)], 12, 9, 5)
     return [
         Organ("diaphragm", cavity() & diaphragm(), MUSCLE),
         Organ("fat of the abdomen", cavity().grown(-1) & diaphragm().grown(-3), FAT),

@@ -209,9 +209,15 @@ def _paint_chest_trees(canvas: Canvas, rng: np.random.Generator, lesions: Sequen
     for side in (-1, 1):
         inside = points_within(anatomy.lungs().grown(-3), 2600, rng)
         inside = _clear(inside[inside[:, 0] * side > 0], lesions)
-        for root, leaves in (((side * 24, 0, 104), inside[::2]), ((side * 26, 2, 64), inside[1::2])):
+        upper, lower = inside[inside[:, 2] > 84], inside[inside[:, 2] <= 84]
+        for root, leaves in (
+            ((side * 24, 0, 104), upper[::2]),  # arteries
+            ((side * 26, 6, 94), lower[::2]),
+            ((side * 22, -14, 84), upper[1::2]),  # veins, to the left atrium
+            ((side * 24, 4, 60), lower[1::2]),
+        ):
             for branch in grow(root, leaves, leaf_radius_mm=0.5):
-                canvas.paint(branch, 90)
+                canvas.paint(branch, organs.BLOOD)
         end = (side * 46.0, 12.0, 104.0)
         near = inside[np.linalg.norm(inside - np.asarray(end, np.float32), axis=1) < 60][
             :40
@@ -227,8 +233,8 @@ def _paint_chest_trees(canvas: Canvas, rng: np.random.Generator, lesions: Sequen
     for lesion in lesions:
         if lesion.attached_to == "a vessel":
             x, y, z = lesion.centre_lps_mm
-            vessel = tube([(np.sign(x) * 50, 12, 74), (x + 4, y - 2, z + 1), (1.2 * x, y + 14, z - 18)], 2.2, 1.6, 0.8)
-            canvas.paint(vessel, 90)
+            vessel = tube([(np.sign(x) * 24, 4, 60), (x + 4, y - 2, z + 1), (1.2 * x, y + 14, z - 18)], 2.6, 1.6, 0.8)
+            canvas.paint(vessel, organs.BLOOD)
 
 
 def _paint_liver_trees(canvas: Canvas, rng: np.random.Generator, lesions: Sequence[PlantedLesion]) -> None:

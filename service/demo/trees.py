@@ -8,7 +8,7 @@ import numpy as np
 
 from service.demo.shapes import Floats, Point, Shape, capsule, point
 
-SMOOTHINGS = 4
+SMOOTHINGS = 12
 """How often each node is moved half way between its neighbours: a vessel bends, it has no corners."""
 
 
@@ -49,7 +49,7 @@ def grow(root: Point, leaves: Floats, *, leaf_radius_mm: float, directness: floa
         step = np.linalg.norm(offset, axis=1) + 1e-3
         turn = 1 - np.einsum("ij,ij->i", offset, heading[:i]) / step  # 0 straight on, 1 at a right angle
         cost = step * (1 + turn) + directness * way[:i]
-        cost[1:][children[1:i] > 1] = np.inf
+        cost[children[:i] > 1] = np.inf
         best = int(np.argmin(cost))
         parent[i], way[i], heading[i] = best, way[best] + step[best], offset[best] / step[best]
         children[best] += 1

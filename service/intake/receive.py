@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -329,7 +328,6 @@ def run_receiver(config: Config, channel: Connection) -> None:
         Its other end gets lists of outcomes (word, bytes); the first one, empty, when the port is open.
     """
     log.set_up()
-    warnings.simplefilter("ignore")  # pydicom's quote values
     terminated = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the parent's business

@@ -125,8 +125,8 @@ def _walk(data: bytes, *, explicit: bool, order: str) -> dict[int, bytes]:
     while at < end:
         in_item, explicit, order = stack[-1]
         if end - at < 8:
-            if len(stack) == 1 and not any(data[at:]):
-                break  # zeros after the last element: padding
+            if len(stack) == 1 and order == "<" and not any(data[at:]):
+                break  # zeros after the last element: padding (in big endian they might begin a tag)
             raise _not_understood(f"it ends within the header of an element, at byte {at}")
         group, element, length = struct.unpack_from(order + "HHL", data, at)
         tag, start = group << 16 | element, at

@@ -27,9 +27,7 @@ _SOFT_TISSUE, _LUNG = (40.0, 400.0), (-600.0, 1500.0)  # window centre and width
 _AMBER, _WHITE, _GREY, _CYAN = (255, 176, 0), (255, 255, 255), (160, 160, 160), (90, 220, 255)
 
 
-def picture(
-    source: SourceVolume, finding: Finding, title: str, *, colour: tuple[int, int, int] = _AMBER
-) -> Picture:
+def picture(source: SourceVolume, finding: Finding, title: str, *, colour: tuple[int, int, int] = _AMBER) -> Picture:
     """Draw a finding.
 
     Parameters
@@ -70,7 +68,7 @@ def picture(
     canvas.paste(lesion, (size[0] + 2 * _MARGIN, _MARGIN))
     _caption(ImageDraw.Draw(canvas), source, finding, title, (size[0] + 2 * _MARGIN, _SIDE + 2 * _MARGIN))
     file = io.BytesIO()
-    canvas.save(file, "PNG", optimize=True)
+    canvas.save(file, "PNG")
     return Picture(finding=finding.number, png=file.getvalue())
 
 
@@ -165,12 +163,12 @@ def _caption(
 
 
 def _lines(source: SourceVolume, finding: Finding, title: str) -> Iterator[tuple[str, int, tuple[int, int, int]]]:
-    yield f"{label(finding)}", 30, _WHITE
+    yield label(finding), 30, _WHITE
     yield title, 19, _GREY
     yield finding.site.meaning, 22, _WHITE
     yield f"Long axis {finding.long_axis_mm:.1f} mm", 22, _CYAN
     yield f"Short axis {finding.short_axis_mm:.1f} mm", 22, _CYAN
-    yield f"Volume {finding.volume_ml:.2f} ml", 22, _WHITE
+    yield f"Volume {finding.volume_ml:.{1 if finding.volume_ml >= 10 else 2}f} ml", 22, _WHITE
     if source.series.modality == "CT":
         yield f"Mean {finding.mean:.0f} HU", 22, _WHITE
     yield f"Probability {finding.probability * 100:.0f} %", 22, _WHITE

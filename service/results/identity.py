@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -135,13 +136,14 @@ def complete_header(header: Dataset) -> Dataset:
     -------
     Dataset
         Missing Type 2 attributes of patient and study are empty, and so are dates, times and sexes that the standard
-        does not allow (PS3.5 section 6.2).
+        does not allow (PS3.5 section 6.2). Values that can't be decoded at all are left out.
     """
     copy = Dataset()
-    for element in header:
+    for tag in header.keys():  # noqa: SIM118 - iterating the header itself would decode every element
         # The group lengths of old archives (gggg,0000) are retired, and Private attributes are not ours to copy.
-        if element.tag.group in _COPIED_GROUPS and element.tag.element:
-            copy[element.tag] = deepcopy(element)
+        if tag.group in _COPIED_GROUPS and tag.element:
+            with suppress(Exception):  # whatever the decoding of a broken value raises
+                copy[tag] = deepcopy(header[tag])
     for keyword in _TYPE_2:
         if copy.get(keyword) is None:
             _put(copy, keyword, "")
@@ -169,7 +171,8 @@ def complete_headers(source: SourceVolume) -> list[Dataset]:
     spacing = DSfloat(float(source.volume.spacing[0]), auto_format=True)
     _put(shared, "FrameOfReferenceUID", frame_of_reference_uid(source))
     _put(shared, "SpacingBetweenSlices", spacing)
-    if not shared.get("SliceThickness"):
+    thickness = shared.get("SliceThickness")
+    if not (isinstance(thickness, float) and thickness > 0):
         _put(shared, "SliceThickness", spacing)
     copies = []
     for instance in source.ordered:

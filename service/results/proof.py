@@ -23,7 +23,8 @@ PLACE_TOLERANCE_MM = 0.5
 VOLUME_TOLERANCE = 0.01  # of the volume
 NUMBER_TOLERANCE = 0.001  # of a number in the report; it is written with five digits
 _SAME_PATIENT = ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber")
-_REFERENCED_SEGMENT, _IMAGE_REGION, _GROUP, _TRACKING = "121191", "111030", "125007", "112040"
+_REFERENCED_SOP_INSTANCE_UID = 0x00081155
+_REFERENCED_SEGMENT, _IMAGE_REGION, _GROUP, _TRACKING = "121191", "111030", "125007", "112040"  # DCM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,13 +235,13 @@ def _name(item: Dataset) -> str:
 
 
 def _references(dataset: Dataset) -> Iterator[str]:
-    """All Referenced SOP Instance UIDs (0008,1155) below."""
-    for element in dataset:
+    """All Referenced SOP Instance UIDs below."""
+    for element in dataset.elements():  # as they stand in the file: only what is asked for is decoded
         if element.VR == "SQ":
-            for item in element.value:
+            for item in dataset[element.tag].value:
                 yield from _references(item)
-        elif element.keyword == "ReferencedSOPInstanceUID":
-            yield str(element.value)
+        elif element.tag == _REFERENCED_SOP_INSTANCE_UID:
+            yield str(dataset[element.tag].value)
 
 
 def _error(made: ResultObject, found: str, rule: str) -> EncodingError:

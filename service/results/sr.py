@@ -67,9 +67,7 @@ def report(
     ResultObject
         A Comprehensive 3D SR instance (Explicit VR Little Endian), unverified.
     """
-    headers = (
-        identity.complete_headers(source) if source else [identity.complete_header(making.study.series[0].header)]
-    )
+    headers = identity.complete_headers(source) if source else [identity.complete_header(making.study.series[0].header)]
     comments = list(_comments(making, reason, dropped, excluded))
     root = sr.ContainerContentItem(name=standard.cid7021.ImagingMeasurementReport, template_id="1500")
     root.ContentSequence = sr.ContentSequence()
@@ -186,17 +184,17 @@ def _image_library(headers: Sequence[Dataset]) -> sr.ContentSequence:
 
 def _numbers(header: Dataset) -> Iterable[sr.NumContentItem]:
     """Size and spacing of the images (TID 1602, 1604), as far as the header says."""
-    spacing = header.get("PixelSpacing") or (None, None)
+    spacing = header.PixelSpacing if "PixelSpacing" in header and header["PixelSpacing"].VM == 2 else (None, None)
     pixels, mm = sr.CodedConcept("{pixels}", "UCUM", "Pixels"), standard.UCUM.Millimeter
     for name, value, unit in (
-        (standard.DCM.PixelDataRows, header.Rows, pixels),
+        (standard.DCM.PixelDataRows, header.get("Rows"), pixels),
         (standard.DCM.PixelDataColumns, header.get("Columns"), pixels),
         (standard.DCM.HorizontalPixelSpacing, spacing[1], mm),
         (standard.DCM.VerticalPixelSpacing, spacing[0], mm),
         (standard.DCM.SliceThickness, header.get("SliceThickness"), mm),
         (standard.DCM.SpacingBetweenSlices, header.get("SpacingBetweenSlices"), mm),
     ):
-        if value:
+        if value and isinstance(value, int | float):
             yield sr.NumContentItem(name=name, value=float(value), unit=unit, relationship_type=_ABOUT_IMAGES)
 
 
@@ -219,9 +217,7 @@ def _evaluations(outcome: Outcome, comments: Iterable[str]) -> sr.ContainerConte
     container.ContentSequence = sr.ContentSequence(
         [
             sr.CodeContentItem(name=code(codes.CAD_SUMMARY), value=code(summary), relationship_type=_CONTAINS),
-            sr.CodeContentItem(
-                name=code(codes.SUMMARY_OF_DETECTIONS), value=code(status), relationship_type=_CONTAINS
-            ),
+            sr.CodeContentItem(name=code(codes.SUMMARY_OF_DETECTIONS), value=code(status), relationship_type=_CONTAINS),
             *(
                 sr.TextContentItem(name=code(codes.COMMENT), value=comment, relationship_type=_CONTAINS)
                 for comment in comments

@@ -15,8 +15,8 @@ from io import BytesIO
 from pathlib import Path
 
 import pydicom
+import pydicom.data
 import pytest
-from pydicom.data import get_testdata_files
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -43,13 +43,13 @@ def data_set() -> Dataset:
     made.SOPClassUID, made.SOPInstanceUID = IDENTITY.sop_class_uid, IDENTITY.sop_instance_uid
     made.StudyInstanceUID, made.SeriesInstanceUID = IDENTITY.study_instance_uid, IDENTITY.series_instance_uid
     inner, outer = Dataset(), Dataset()
-    inner.CodeValue, inner.SOPInstanceUID = "T-1", "9.9.9"  # a nested UID must not be taken for the instance's own
+    inner.CodeValue, outer.SOPInstanceUID = "T-1", "9.9.9"  # a nested UID must not be taken for the instance's own
     outer.PurposeOfReferenceCodeSequence = Sequence([inner])
     made.SourceImageSequence = Sequence([outer, outer])
     made.ReferencedStudySequence = Sequence([outer])
     for sequence in (made["SourceImageSequence"], outer["PurposeOfReferenceCodeSequence"]):
         sequence.is_undefined_length = True
-    outer.is_undefined_length_sequence_item = True  # type: ignore[attr-defined]
+    outer.is_undefined_length_sequence_item = True
     made.Rows, made.Columns, made.BitsAllocated = 8, 8, 16
     made.add_new("PixelData", "OW", bytes(range(128)))
     return made
@@ -59,7 +59,7 @@ def encode(made: Dataset, syntax: str) -> bytes:
     """The data set's bytes in a transfer syntax."""
     if syntax == JPEG:
         fragments = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, n) + bytes(n) for n in (0, 40, 88))
-        made.PixelData = fragments + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+        made.PixelData = fragments  # pydicom adds the delimiter
         made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = syntax == IMPLICIT, syntax != BIG
@@ -88,7 +88,7 @@ def test_a_data_set_cut_anywhere_within_an_element_is_refused(syntax: str) -> No
         first = len(_file(b"", syntax))
         for element in read:
             header = 12 if element.VR in ("OB", "OW", "SQ") and syntax != IMPLICIT else 8
-            between.add(int(element.file_tell) - header - first)  # type: ignore[attr-defined]
+            between.add(int(element.file_tell or 0) - header - first)
     accepted = set()
     for cut in range(len(whole)):
         try:
@@ -105,24 +105,21 @@ def _file(data: bytes, syntax: str) -> bytes:
 
 
 def test_every_whole_file_of_pydicom_is_accepted() -> None:
-    no_uids = "the attribute"
     seen, refused = 0, {}
-    for name in get_testdata_files("*.dcm"):
-        raw = Path(name).read_bytes() if Path(name).is_file() else b""
+    for file in (Path(pydicom.data.__file__).parent / "test_files").glob("*.dcm"):  # without its downloads
+        raw = file.read_bytes()
         if raw[128:136] != b"DICM\x02\x00\x00\x00":
             continue
         start = 144 + struct.unpack_from("<L", raw, 140)[0]
-        syntax = str(pydicom.filereader.read_file_meta_info(name).TransferSyntaxUID)
+        syntax = str(pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID", EXPLICIT))
         seen += 1
         try:
             identify(raw[start:], syntax)
         except NotUnderstood as exc:
-            if not exc.found.startswith(no_uids):
-                refused[Path(name).name] = exc.found
+            if not exc.found.startswith("the attribute"):  # whole, but without UIDs
+                refused[file.name] = exc.found
     assert seen > 60
-    truncated = {"MR_truncated.dcm", "rtplan_truncated.dcm", "emri_small_jpeg_2k_lossless_too_short.dcm"}
-    assert set(refused) <= truncated
-    assert "MR_truncated.dcm" in refused
+    assert set(refused) == {"MR_truncated.dcm", "rtplan_truncated.dcm"}
 
 
 def test_broken_bytes_never_raise_anything_else() -> None:
@@ -165,9 +162,8 @@ def test_odd_but_whole_data_sets_are_accepted() -> None:
     ends = struct.pack("<HHL", 0xFFFE, 0xE00D, 0) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
     unknown = struct.pack("<HH2sHL", 0x0009, 0x1010, b"UN", 0, 0xFFFFFFFF) + item + ends
     assert identify(unknown + plain, EXPLICIT) == IDENTITY
-    leading_zero = data_set()
-    leading_zero.StudyInstanceUID = "1.02.3"
-    assert identify(encode(leading_zero, EXPLICIT), EXPLICIT).study_instance_uid == "1.02.3"
+    leading_zero = plain.replace(b"1.2.3\0", b"1.02.3")
+    assert identify(leading_zero, EXPLICIT).study_instance_uid == "1.02.3"
 
 
 @pytest.mark.parametrize("text", ["1.2.840.10008.1.2", "1", "1.02.3", "1." * 31 + "11"])
@@ -211,7 +207,7 @@ def test_the_file_is_a_dicom_file_around_the_bytes(tmp_path: Path) -> None:
     assert (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID) == (read.SOPClassUID, read.SOPInstanceUID)
     assert (meta.TransferSyntaxUID, meta.SourceApplicationEntityTitle) == (EXPLICIT, "SENDER")
     assert meta.ImplementationClassUID == module.IMPLEMENTATION_CLASS_UID
-    assert len(meta.ImplementationVersionName) <= 16
+    assert len(str(meta.ImplementationVersionName)) <= 16
     assert meta.FileMetaInformationVersion == b"\0\1"
 
 

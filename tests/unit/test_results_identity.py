@@ -1,0 +1,255 @@
+"""What our objects share: derived UIDs, completed headers, names in every character set, identical bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
+
+from service import __version__
+from service.results import identity, seg, sr
+from service.types import Outcome, ResultObject
+from tests import phantoms
+from tests.phantoms import Phantom
+
+Edit = Callable[[Dataset, int], None]
+COPIED = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "StudyDescription",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+KINDS: tuple[identity.Kind, ...] = ("SEG", "SR")
+
+
+def objects_of(phantom: Phantom) -> tuple[ResultObject, ResultObject]:
+    """The phantom's SEG and SR."""
+    segmentation = seg.segmentation(phantom.source, phantom.findings, phantom.making)
+    report = sr.report(
+        phantom.making,
+        source=phantom.source,
+        findings=phantom.findings,
+        outcome=Outcome.FINDINGS,
+        reason="",
+        dropped=0,
+        excluded=(),
+        segmentation=segmentation,
+    )
+    return segmentation, report
+
+
+def read(made: ResultObject) -> Dataset:
+    return dcmread(io.BytesIO(made.content))
+
+
+def test_same_input_gives_identical_bytes(tmp_path: Path) -> None:
+    first, again = (objects_of(phantoms.make(tmp_path)) for _ in range(2))
+    assert [made.content for made in first] == [made.content for made in again]
+
+
+def test_uids_differ_where_the_making_differs_and_only_there(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    making, source = phantom.making, phantom.source
+    model = making.model
+    others = [
+        replace(making, revision=1),
+        replace(making, model=replace(model, weights_sha256="1" * 64)),
+        replace(making, model=replace(model, spec=model.spec.model_copy(update={"version": "1.2.1"}))),
+        replace(making, model=replace(model, spec=model.spec.model_copy(update={"name": "other-lesion"}))),
+    ]
+    uids = {identity.instance_uid(each, source, kind) for each in (making, *others) for kind in KINDS}
+    assert len(uids) == 10
+    later = replace(making, backend="another device", made_at=making.made_at.replace(year=2030))
+    assert identity.instance_uid(later, source, "SEG") == identity.instance_uid(making, source, "SEG")
+    # A new revision stays in the series of its predecessors; another kind or other weights do not.
+    assert identity.series_uid(others[0], source, "SR") == identity.series_uid(making, source, "SR")
+    assert identity.series_uid(making, source, "SEG") != identity.series_uid(making, source, "SR")
+    assert identity.series_uid(others[1], source, "SR") != identity.series_uid(making, source, "SR")
+    assert identity.device_uid(others[1].model) != identity.device_uid(model)
+
+
+def test_uids_change_with_the_sources_but_not_with_their_order(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    series = phantom.source.series
+    mixed = replace(series, instances=tuple(sorted(series.instances, key=lambda i: i.sop_instance_uid)))
+    fewer = replace(series, instances=series.instances[1:])
+    whole = identity.instance_uid(phantom.making, replace(phantom.source, series=series), "SR")
+    assert identity.instance_uid(phantom.making, replace(phantom.source, series=mixed), "SR") == whole
+    assert identity.instance_uid(phantom.making, replace(phantom.source, series=fewer), "SR") != whole
+
+
+def test_tracking_uid_is_the_place_and_not_the_rank(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    place = phantom.findings[0].centroid_lps_mm
+    near = (place[0] + 1e-4, place[1], place[2])
+    far = (place[0] + 3, place[1], place[2])
+    uids = [identity.tracking_uid(phantom.source.series, "a", where) for where in (place, near, far)]
+    assert uids[0] == uids[1] != uids[2]
+    assert identity.tracking_uid(phantom.source.series, "b", place) != uids[0]
+
+
+def test_objects_carry_the_patient_the_study_and_their_makers(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    source = phantom.source.series.header
+    for dataset in map(read, objects_of(phantom)):
+        for keyword in COPIED:
+            assert dataset[keyword].value == source[keyword].value, keyword
+        assert dataset.Manufacturer == dataset.ManufacturerModelName == "Overread"
+        assert dataset.SoftwareVersions == __version__
+        assert dataset.SeriesDescription == "Phantom lesions on CT (research)"
+        assert (dataset.ContentDate, dataset.ContentTime) == ("20260301", "123015")
+        (model,) = dataset.ContributingEquipmentSequence
+        assert model.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+        assert (model.ManufacturerModelName, model.SoftwareVersions) == ("phantom-lesion", "1.2.0")
+        assert model.DeviceUID == identity.device_uid(phantom.making.model)
+        assert dataset.file_meta.ImplementationVersionName == "OVERREAD_0.1"
+
+
+def test_algorithm_is_named_alike_in_seg_sr_and_equipment(tmp_path: Path) -> None:
+    segmentation, report = map(read, objects_of(phantoms.make(tmp_path)))
+    (algorithm,) = segmentation.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    texts = {
+        item.ConceptNameCodeSequence[0].CodeValue: item.get("TextValue")
+        for item in report.ContentSequence[-2].ContentSequence[0].ContentSequence
+    }
+    assert algorithm.AlgorithmName == texts["111001"] == "phantom-lesion"
+    assert algorithm.AlgorithmVersion == texts["111003"] == "1.2.0"
+
+
+def test_a_long_title_still_fits_and_keeps_its_mark() -> None:
+    assert identity._series_description("x" * 64) == "x" * 53 + " (research)"
+
+
+@pytest.mark.filterwarnings("ignore:In(valid|correct) value")
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("ISO_IR 100", "Müller^Jörg"),
+        ("ISO-IR 100", "Müller^Jörg"),  # as some devices spell it
+        ("ISO_IR 192", "Müller^Jörg=李^小明"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+    ],
+)
+def test_names_survive_in_their_character_set(tmp_path: Path, character_set: str | list[str], name: str) -> None:
+    def edit(dataset: Dataset, _: int) -> None:
+        dataset.SpecificCharacterSet = character_set
+        dataset.PatientName = name
+
+    phantom = phantoms.make(tmp_path, edit=edit)
+    stored = phantom.source.series.header.PatientName.original_string
+    for dataset in map(read, objects_of(phantom)):
+        assert str(dataset.PatientName) == name
+        assert dataset.SpecificCharacterSet == character_set
+        assert dataset.PatientName.original_string == stored
+
+
+def test_words_of_ours_beyond_ascii_make_it_utf_8(tmp_path: Path) -> None:
+    def edit(dataset: Dataset, _: int) -> None:
+        dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        dataset.PatientName = "Yamada^Tarou=山田^太郎"
+
+    phantom = phantoms.make(tmp_path, edit=edit)
+    report = sr.report(
+        phantom.making,
+        source=phantom.source,
+        findings=(),
+        outcome=Outcome.FAILED,
+        reason="kaputt: Größe",
+        dropped=0,
+        excluded=(),
+        segmentation=None,
+    )
+    dataset = read(report)
+    assert dataset.SpecificCharacterSet == "ISO_IR 192"
+    assert str(dataset.PatientName) == "Yamada^Tarou=山田^太郎"
+    assert "Größe" in dataset.ContentSequence[-1].ContentSequence[-1].TextValue
+
+
+def _without(*keywords: str) -> Edit:
+    def edit(dataset: Dataset, _: int) -> None:
+        for keyword in keywords:
+            delattr(dataset, keyword)
+
+    return edit
+
+
+def _own_frame(dataset: Dataset, index: int) -> None:
+    dataset.FrameOfReferenceUID = f"1.2.3.{index}"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _without("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber"),
+        _without("FrameOfReferenceUID"),
+        _without("SliceThickness", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+        _own_frame,
+    ],
+)
+def test_odd_headers_are_completed_in_our_copies_only(tmp_path: Path, edit: Edit) -> None:
+    phantom = phantoms.make(tmp_path, edit=edit)
+    before = [instance.header.to_json() for instance in phantom.source.ordered]
+    segmentation, report = map(read, objects_of(phantom))
+    assert [instance.header.to_json() for instance in phantom.source.ordered] == before
+    assert segmentation.FrameOfReferenceUID == phantom.source.volume.frame_of_reference_uid
+    for dataset in (segmentation, report):
+        assert "PatientID" in dataset
+        assert "AccessionNumber" in dataset
+
+
+def _as_read(**values: str) -> Dataset:
+    """A header with values as a file has them: read, not set, so not checked yet."""
+    header = Dataset()
+    for keyword, value in values.items():
+        tag = Tag(keyword)
+        header[tag] = RawDataElement(tag, dictionary_VR(keyword), len(value), value.encode(), 0, False, True)
+    return header
+
+
+def test_values_that_the_standard_does_not_allow_become_empty() -> None:
+    header = _as_read(PatientBirthDate="1970", PatientSex="W", StudyDate="20261399")
+    copy = identity.complete_header(header)
+    assert (copy.PatientBirthDate, copy.PatientSex, copy.StudyDate) == ("", "", "")
+    assert header.PatientSex == "W"
+
+
+def test_values_that_cannot_be_decoded_are_left_out() -> None:
+    copy = identity.complete_header(_as_read(Rows="?", PatientID="P-1"))  # a US of one byte
+    assert "Rows" not in copy
+    assert copy.PatientID == "P-1"
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")
+def test_a_header_full_of_faults_still_gets_its_objects(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    for instance in phantom.source.ordered:
+        instance.header.update(_as_read(SliceThickness="thin", PatientID="P" * 80, StudyID="S" * 40, PatientAge="old"))
+    for dataset in map(read, objects_of(phantom)):
+        assert dataset.PatientID == "P" * 80
+    unsuitable = sr.report(
+        phantom.making,
+        source=None,
+        findings=(),
+        outcome=Outcome.UNSUITABLE,
+        reason="",
+        dropped=0,
+        excluded=(),
+        segmentation=None,
+    )
+    assert read(unsuitable).StudyID == "S" * 40

@@ -1,0 +1,247 @@
+"""Every answer is a report: with findings, without any, unsuitable and failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import Comprehensive3DSRStorage
+from scipy import ndimage
+
+from service.results import sr
+from service.results.groups import outline
+from service.types import Exclusion, Instance, Outcome, Series
+from tests import phantoms
+from tests.phantoms import Phantom
+from tests.unit.test_results_identity import objects_of, read
+
+
+def items(dataset: Dataset, concept: str) -> Iterator[Dataset]:
+    """Content items of a concept name, anywhere below."""
+    for item in dataset.get("ContentSequence", ()):
+        if item.ConceptNameCodeSequence[0].CodeValue == concept:
+            yield item
+        yield from items(item, concept)
+
+
+def texts(dataset: Dataset) -> str:
+    """All comments as one text."""
+    return "\n".join(item.TextValue for item in items(dataset, "121106"))
+
+
+def answer(phantom: Phantom, outcome: Outcome, *, reason: str = "", excluded: tuple[Exclusion, ...] = ()) -> Dataset:
+    """The report of an answer without findings."""
+    made = sr.report(
+        phantom.making,
+        source=None if outcome is Outcome.UNSUITABLE else phantom.source,
+        findings=(),
+        outcome=outcome,
+        reason=reason,
+        dropped=0,
+        excluded=excluded,
+        segmentation=None,
+    )
+    return read(made)
+
+
+def code(item: Dataset) -> str:
+    return str(item.ConceptCodeSequence[0].CodeValue)
+
+
+def test_a_finding_is_reported_with_all_its_numbers(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    segmentation, report = map(read, objects_of(phantom))
+    assert report.SOPClassUID == Comprehensive3DSRStorage
+    assert (report.VerificationFlag, report.CompletionFlag) == ("UNVERIFIED", "COMPLETE")
+    groups = list(items(report, "125007"))
+    assert [group.ContentTemplateSequence[0].TemplateIdentifier for group in groups] == ["1411", *["1410"] * 3] * 2
+    for number, finding in enumerate(phantom.findings):
+        ours = groups[4 * number : 4 * number + 4]
+        for group in ours:
+            assert finding.tracking_uid == next(items(group, "112040")).UID
+            assert code(next(items(group, "121071"))) == "52988006"
+            assert code(next(items(group, "363698007"))) == "10200004"
+            assert next(items(group, "111001")).TextValue == "phantom-lesion"
+        numbers = {
+            item.ConceptNameCodeSequence[0].CodeValue: (
+                float(item.MeasuredValueSequence[0].NumericValue),
+                item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue,
+            )
+            for group in ours
+            for item in group.ContentSequence
+            if item.ValueType == "NUM"
+        }
+        expected = {
+            "118565006": (finding.volume_ml, "ml"),
+            "111012": (finding.probability * 100, "%"),
+            "112031": (finding.mean, "[hnsf'U]"),
+            "103339001": (finding.long_axis_mm, "mm"),
+            "103340004": (finding.short_axis_mm, "mm"),
+        }
+        for concept, (value, unit) in expected.items():
+            assert numbers[concept][0] == pytest.approx(value, rel=1e-4)
+            assert numbers[concept][1] == unit
+        segment = next(items(ours[0], "121191")).ReferencedSOPSequence[0]
+        assert segment.ReferencedSOPInstanceUID == segmentation.SOPInstanceUID
+        assert segment.ReferencedSegmentNumber == finding.number
+
+
+def test_coordinates_stand_on_the_key_slice(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    report = read(objects_of(phantom)[1])
+    for finding, (outer, long_axis, short_axis) in zip(
+        phantom.findings, np.reshape(list(items(report, "111030")), (2, 3)), strict=True
+    ):
+        key_image = phantom.source.ordered[finding.key_slice].sop_instance_uid
+        for region in (outer, long_axis, short_axis):
+            assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == key_image
+        points = np.reshape(outer.GraphicData, (-1, 2))
+        _, rows, columns = finding.box
+        assert (points[0] == points[-1]).all()
+        assert (points >= (columns.start, rows.start)).all()
+        assert (points <= (columns.stop, rows.stop)).all()
+        for region, line in ((long_axis, finding.long_axis), (short_axis, finding.short_axis)):
+            ends = [(column + 0.5, row + 0.5) for _, row, column in line]
+            assert np.reshape(region.GraphicData, (2, 2)) == pytest.approx(np.array(ends))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "summary", "status", "completion"),
+    [
+        (Outcome.NO_FINDINGS, "111241", "111222", "COMPLETE"),
+        (Outcome.UNSUITABLE, "111245", "111225", "COMPLETE"),
+        (Outcome.FAILED, "111245", "111224", "PARTIAL"),
+    ],
+)
+def test_an_answer_without_findings(
+    tmp_path: Path, outcome: Outcome, summary: str, status: str, completion: str
+) -> None:
+    phantom = phantoms.make(tmp_path)
+    excluded = (Exclusion(series_instance_uid="1.2.3", reason="a localizer"),)
+    report = answer(phantom, outcome, reason="because of this", excluded=excluded)
+    assert code(next(items(report, "111017"))) == summary
+    assert code(next(items(report, "111064"))) == status
+    assert report.CompletionFlag == completion
+    assert not list(items(report, "125007"))
+    said = texts(report)
+    for words in (
+        "Research use only, not for diagnosis",
+        "phantom-lesion 1.2.0",
+        "because of this",
+        "Series 1.2.3 was left out: a localizer",
+    ):
+        assert words in said
+
+
+def test_findings_beyond_the_limit_are_counted(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path, lesions=1)
+    segmentation, _ = objects_of(phantom)
+    made = sr.report(
+        phantom.making,
+        source=phantom.source,
+        findings=phantom.findings,
+        outcome=Outcome.FINDINGS,
+        reason="",
+        dropped=7,
+        excluded=(),
+        segmentation=segmentation,
+    )
+    assert "7 more finding(s)" in texts(read(made))
+    assert read(made).CompletionFlag == "PARTIAL"
+
+
+def test_evidence_is_the_sources_and_the_segmentation(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    segmentation, report = map(read, objects_of(phantom))
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    assert study.StudyInstanceUID == report.StudyInstanceUID
+    images, ours = study.ReferencedSeriesSequence
+    assert images.SeriesInstanceUID == phantom.source.series.series_instance_uid
+    assert len(images.ReferencedSOPSequence) == len(phantom.source.ordered)
+    assert ours.SeriesInstanceUID == segmentation.SeriesInstanceUID
+    assert ours.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == segmentation.SOPInstanceUID
+    library = next(items(report, "126200"))
+    assert len([item for item in library.ContentSequence if item.ValueType == "IMAGE"]) == len(phantom.source.ordered)
+
+
+def test_a_study_without_images_is_answered_too(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    header = Dataset()
+    header.StudyInstanceUID, header.SeriesInstanceUID = "1.2.3", "1.2.3.4"
+    header.SOPClassUID, header.SOPInstanceUID = "1.2.826.0.1.3680043.8.498.1", "1.2.3.4.5"  # a private class
+    header.PatientName, header.PatientID = "Nobody^Seen", "P-2"
+    instance = Instance(
+        sop_instance_uid="1.2.3.4.5",
+        sop_class_uid=header.SOPClassUID,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        path=tmp_path / "none.dcm",
+        header=header,
+    )
+    making = phantoms.with_series(
+        phantom.making, Series(series_instance_uid="1.2.3.4", modality="OT", instances=(instance,))
+    )
+    report = answer(replace(phantom, making=making), Outcome.UNSUITABLE, reason="no images")
+    assert (report.PatientName, report.PatientID) == ("Nobody^Seen", "P-2")
+    evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert evidence.ReferencedSOPClassUID == header.SOPClassUID
+    assert code(next(items(report, "121058"))) == "363679005"
+    assert not list(items(report, "111028"))
+
+
+@pytest.mark.parametrize(
+    ("value", "scheme", "reported"),
+    [("25045-6", "LN", "25045-6"), ("CTABD", "99X", "25045-6"), ("446315002", "SCT", "446315002")],
+)
+def test_procedure_is_the_sources_if_the_context_group_has_it(
+    tmp_path: Path, value: str, scheme: str, reported: str
+) -> None:
+    def edit(dataset: Dataset, _: int) -> None:
+        procedure = Dataset()
+        procedure.CodeValue, procedure.CodingSchemeDesignator, procedure.CodeMeaning = value, scheme, "a procedure"
+        dataset.ProcedureCodeSequence = Sequence([procedure])
+
+    report = answer(phantoms.make(tmp_path, edit=edit), Outcome.NO_FINDINGS)
+    assert code(next(items(report, "121058"))) == reported
+
+
+@pytest.mark.parametrize(
+    ("area", "expected"),
+    [
+        (["#"], [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]),
+        (["##", "# "], [(0, 0), (2, 0), (2, 1), (1, 1), (1, 2), (0, 2), (0, 0)]),
+        (["###", "# #", "###"], [(0, 0), (3, 0), (3, 3), (0, 3), (0, 0)]),  # a hole is no border
+        (["# ", " #"], [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]),  # corners do not hold together
+        (["##  ", "  ##", "  ##"], [(2, 1), (4, 1), (4, 3), (2, 3), (2, 1)]),  # the largest part
+    ],
+)  # fmt: skip
+def test_outline_follows_the_pixels_edges(area: list[str], expected: list[tuple[int, int]]) -> None:
+    mask = np.array([[character == "#" for character in row] for row in area])
+    assert [tuple(point) for point in outline(mask)] == expected
+
+
+def _enclosed(points: NDArray[np.float64]) -> float:
+    """Area within a closed polygon, in pixels."""
+    x, y = points[:-1].T
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+
+
+def test_outline_takes_a_bay_for_outside_even_where_its_mouth_is_a_corner() -> None:
+    mask = np.array([[character == "#" for character in row] for row in ("####", "#  #", "# # ", "### ")])
+    assert _enclosed(outline(mask)) == mask.sum()
+
+
+def test_outline_encloses_the_area_without_holes() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(50):
+        mask = random.random((9, 9)) < 0.6
+        labels, count = ndimage.label(mask)
+        largest = labels == 1 + int(np.argmax(ndimage.sum_labels(mask, labels, range(1, count + 1))))
+        # What is held together by edges is bordered by what is held together by corners.
+        filled = ndimage.binary_fill_holes(largest, structure=np.ones((3, 3), bool))
+        assert _enclosed(outline(mask)) == filled.sum()
