@@ -127,7 +127,13 @@ class Stage(Frozen):
     intensity: Intensity | None = None
     smooth: Smooth | None = None
     within: Within | None = None
-    overlap: float = Field(default=0.0, ge=0, lt=1, description="Overlap of neighbouring windows, as a fraction.")
+    overlap: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Least overlap of neighbouring windows, as a fraction; they are then spread evenly from edge to edge "
+        "and averaged. 0: side by side, the last ones beyond the edge.",
+    )
     activation: Literal["none", "sigmoid", "softmax"] = Field(
         default="none", description="Applied to the network's output to make it a probability."
     )

@@ -186,11 +186,9 @@ def _area(grid: Grid, region: Map | None, margin_mm: Vector) -> tuple[Vector, Ve
 
 
 def _starts(voxels: int, window: int, overlap: float) -> list[int]:
-    """Where the windows along one axis begin, from edge to edge: side by side but for the last, or evenly spread."""
-    if voxels <= window:
-        return [0]
-    if overlap == 0:
-        return [*range(0, voxels - window, window), voxels - window]
+    """Where the windows along one axis begin: side by side, beyond the edge at last; or overlapping, edge to edge."""
+    if overlap == 0 or voxels <= window:
+        return list(range(0, voxels, window))
     count = 1 + int(np.ceil((voxels - window) / (window * (1 - overlap))))
     return [round(v) for v in np.linspace(0, voxels - window, count)]
 

@@ -61,13 +61,13 @@ class OrthancPacs:
         }
         (directory / "orthanc.json").write_text(json.dumps(settings))
         with (directory / "orthanc.log").open("ab") as log:
-            self._process = subprocess.Popen([program, str(directory / "orthanc.json")], stdout=log, stderr=log)
-        wait_for_port(self.port, self._process)
+            self.process = subprocess.Popen([program, str(directory / "orthanc.json")], stdout=log, stderr=log)
+        wait_for_port(self.port, self.process)
 
     def stop(self) -> None:
         """End the process by its id."""
-        self._process.terminate()
-        self._process.wait(timeout=20)
+        self.process.terminate()
+        self.process.wait(timeout=20)
 
 
 class OwnPacs:

@@ -1,0 +1,209 @@
+"""The real service in its own process, with a real Orthanc as the PACS that gets the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.demo.pacs import OrthancPacs, wait_for_port
+from tests.support import REPOSITORY, counterpart, free_port
+from tests.toys import write_model
+
+_DESTINATION = """
+[[destinations]]
+name = "{name}"
+ae_title = "{ae_title}"
+host = "127.0.0.1"
+port = {port}
+timeout_seconds = 5
+"""
+
+
+@dataclass(kw_only=True)
+class Service:
+    """``overread serve`` in a folder of its own; may be killed and started again."""
+
+    folder: Path
+    models: Path
+    destinations: str = ""
+    extra_intake: str = ""
+    store: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    dicom_port: int = field(default_factory=free_port)
+    http_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def add_destination(self, ae_title: str, port: int, *, name: str = "pacs") -> None:
+        """Send results there; before `start`."""
+        self.destinations += _DESTINATION.format(name=name, ae_title=ae_title, port=port)
+
+    @property
+    def config(self) -> Path:
+        """The configuration file, written anew from what this object says."""
+        path = self.folder / "overread.toml"
+        path.write_text(
+            f"[intake]\nport = {self.dicom_port}\nquiet_seconds = 1.5\nminimum_free_gib = 0.0\n{self.extra_intake}\n"
+            f'[analysis]\nmodels_directory = "{self.models}"\n'
+            f'[store]\ndirectory = "{self.store or "var"}"\n[api]\nport = {self.http_port}\n{self.destinations}'
+        )
+        return path
+
+    def start(self) -> Service:
+        """Start the process and wait until both ports are open."""
+        with (self.folder / "service.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service", "serve", "--config", str(self.config)],
+                stderr=log,
+                cwd=REPOSITORY,
+                env={**os.environ, **self.environment},
+            )
+        wait_for_port(self.http_port, self.process)
+        wait_for_port(self.dicom_port, self.process)
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the receivers have noticed and given the port back."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        _wait(lambda: not _is_open(self.dicom_port), "the receivers to end", seconds=20)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        if self.process is None or self.process.poll() is not None:
+            return self.process.returncode if self.process else 0
+        self.process.terminate()
+        return self.process.wait(timeout=40)
+
+    def get(self, path: str) -> Any:
+        """What the API answers: JSON, or text; None for 404."""
+        body = self.get_bytes(path)
+        try:
+            return None if body is None else json.loads(body)
+        except ValueError:
+            return body.decode() if body else None
+
+    def get_bytes(self, path: str) -> bytes | None:
+        """What the API answers, as it is; None for 404."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=20) as reply:
+                content: bytes = reply.read()
+        except urllib.error.HTTPError as exc:
+            content = exc.read()
+            return None if exc.code == 404 else content
+        return content
+
+    def wait_for_study(self, study_uid: str, state: str = "done", *, seconds: float = 90) -> dict[str, Any]:
+        """The study, once it is in that state."""
+
+        def there() -> bool:
+            study = self.get(f"/api/v1/studies/{study_uid}")
+            return bool(study) and study["state"] == state
+
+        try:
+            _wait(there, f"study {study_uid} to be {state}", seconds=seconds)
+        except AssertionError as exc:
+            raise AssertionError(
+                f"{exc}; it is {self.get(f'/api/v1/studies/{study_uid}')}\n{self.log()[-3000:]}"
+            ) from exc
+        study: dict[str, Any] = self.get(f"/api/v1/studies/{study_uid}")
+        return study
+
+    def log(self) -> str:
+        """All log lines so far."""
+        return (self.folder / "service.log").read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines of one event."""
+        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
+
+
+def _wait(condition: Callable[[], bool], what: str, *, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.1)
+
+
+def _is_open(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+wait = _wait
+
+
+@dataclass(kw_only=True)
+class Orthanc:
+    """A real Orthanc that can be stopped and started again with what it has stored."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    http_port: int = field(default_factory=free_port)
+    pacs: OrthancPacs | None = None
+
+    def start(self) -> Orthanc:
+        """Start it on its ports."""
+        self.pacs = OrthancPacs(counterpart("Orthanc"), self.folder, http_port=self.http_port, port=self.port)
+        wait_for_port(self.http_port, self.pacs.process)
+        return self
+
+    def stop(self) -> None:
+        """Stop it; what it has stays."""
+        if self.pacs:
+            self.pacs.stop()
+            self.pacs = None
+
+    def get(self, path: str) -> Any:
+        """What its REST API answers, as JSON."""
+        return json.loads(self.get_bytes(path))
+
+    def get_bytes(self, path: str) -> bytes:
+        """What its REST API answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=60) as reply:
+            content: bytes = reply.read()
+            return content
+
+    def instances(self) -> dict[str, str]:
+        """All that it has: SOP Instance UID to its own identifier."""
+        return {i["MainDicomTags"]["SOPInstanceUID"]: i["ID"] for i in self.get("/instances?expand")}
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
+    """A running Orthanc."""
+    made = Orthanc(folder=tmp_path / "orthanc")
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """A service that is not started yet, with one toy model."""
+    models = tmp_path / "models"
+    write_model(models)
+    made = Service(folder=tmp_path, models=models)
+    try:
+        yield made
+    finally:
+        if made.process and made.process.poll() is None:
+            made.process.kill()
+            made.process.wait()
