@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import Final, NamedTuple
 
+from service import __version__
+
 
 class Code(NamedTuple):
     """A coded concept (PS3.3 section 8): what it is called, in which scheme, in words."""
@@ -72,6 +74,10 @@ def derive_uid(*parts: str) -> str:
     """
     return f"2.25.{uuid.uuid5(_UID_SPACE, chr(0x1F).join(parts)).int}"
 
+
+# Who we are, on each association and in each file (PS3.7 D.3.3.2, PS3.10 section 7.1); a name has 16 characters.
+IMPLEMENTATION_CLASS_UID: Final = derive_uid("implementation")
+IMPLEMENTATION_VERSION_NAME: Final = f"OVERREAD_{__version__.rpartition('.')[0]}"
 
 # --- DIMSE ----------------------------------------------------------------------------------------------------------
 

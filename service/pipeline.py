@@ -76,9 +76,7 @@ def analyse(
         return Evidence(study_instance_uid=study.study_instance_uid, answers=tuple(answers))
 
 
-def _ask(
-    making: Making, scheduler: Scheduler, volumes: _Volumes, *, progress: Progress, last_try: bool
-) -> Answer:
+def _ask(making: Making, scheduler: Scheduler, volumes: _Volumes, *, progress: Progress, last_try: bool) -> Answer:
     """One model's answer. Whatever goes wrong with it is the answer; the other models do not notice."""
     study, spec = making.study, making.model.spec
     draft = _Draft(making)

@@ -15,7 +15,8 @@ from service.analysis.schedule import Scheduler
 from service.api.app import Seen, create_app
 from service.backend import open_backend
 from service.config import Config
-from service.intake.receive import Receivers
+from service.errors import ContractBroken
+from service.intake.processes import Receivers
 from service.models import installed
 from service.store import Store, database_url
 from service.worker import Worker, progress_of
@@ -44,9 +45,15 @@ def serve(config: Config) -> None:
     store.create_tables()
     models = tuple(installed(config.analysis.models_directory, config.analysis.models))
     backend = open_backend(config.analysis)
+    broken = {}
     for model in models:
-        backend.load(model)
-        log.event("model.loaded", model=model.spec.name, version=model.spec.version, backend=backend.name)
+        try:
+            backend.load(model)
+        except ContractBroken as exc:  # the others run; this one's answers say that it failed
+            broken[model.spec.name] = exc.found
+            log.failure("model.broken", exc, model=model.spec.name)
+        else:
+            log.event("model.loaded", model=model.spec.name, version=model.spec.version, backend=backend.name)
     scheduler = Scheduler(backend)
     worker = Worker(config, store, models, scheduler, executor_id=_EXECUTOR)
     receivers = Receivers(config, metrics.count_instance)
@@ -58,7 +65,7 @@ def serve(config: Config) -> None:
             if receivers.alive() == config.intake.processes
             else f"{receivers.alive()} of {config.intake.processes} receiving processes run",
             "worker": "" if worker.is_watching() else "it does not look for studies",
-            "models": "",  # loaded before this can be asked
+            "models": "; ".join(f"{name} can't be loaded: {reason}" for name, reason in broken.items()),
             "disk": _disk_reason(config),
         }
 

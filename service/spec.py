@@ -18,6 +18,10 @@ from service.codes import Code
 from service.errors import ConfigError
 
 Triple = tuple[float, float, float]
+Size = Annotated[int, Field(ge=1, le=4096)]
+Millimetres = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Spacing = tuple[Millimetres, Millimetres, Millimetres]
+Byte = Annotated[int, Field(ge=0, le=255)]
 Shape = tuple[int, int, int]
 
 
@@ -25,6 +29,13 @@ class Frozen(BaseModel):
     """A value from a file: never changed, never with a key that nobody reads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    """The two limits, if the first is the smaller one."""
+    if not limits[0] < limits[1]:
+        raise ValueError(f"{limits[0]:g} to {limits[1]:g} is no range: the first is the smaller one")
+    return limits
 
 
 class Select(Frozen):
@@ -65,8 +76,21 @@ class Select(Frozen):
     @classmethod
     def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
-            re.compile(pattern)
+            try:
+                re.compile(pattern)
+            except re.error as exc:
+                raise ValueError(f"{pattern!r} is no regular expression: {exc}") from exc
         return patterns
+
+    @field_validator("slices", "slice_spacing_mm")
+    @classmethod
+    def _ascends(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        return ascending(limits)
+
+    @field_validator("body_parts")
+    @classmethod
+    def _upper(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(part.upper() for part in parts)
 
 
 class Tensor(Frozen):
@@ -74,13 +98,26 @@ class Tensor(Frozen):
 
     name: str = Field(description="Name in the ONNX graph.")
     channels: int = Field(default=1, ge=1, description="Size of the channel axis, which comes first.")
-    shape: Shape = Field(description="Spatial sizes, in the order of the stage's orientation.")
+    shape: tuple[Size, Size, Size] = Field(description="Spatial sizes, in the order of the stage's orientation.")
 
 
 class Intensity(Frozen):
     """From real-world values (HU on CT) to the network's input: ``(clip(value) + offset) * scale``."""
 
     clip: tuple[float, float] = Field(description="Least and greatest value kept.")
+
+    @field_validator("clip")
+    @classmethod
+    def _ascends(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        return ascending(limits)
+
+    @field_validator("scale")
+    @classmethod
+    def _changes(cls, scale: float) -> float:
+        if scale == 0:
+            raise ValueError("a scale of 0 leaves nothing of the image")
+        return scale
+
     offset: float = Field(default=0.0, description="Added after clipping.")
     scale: float = Field(default=1.0, description="Multiplied last.")
     outside: float = Field(default=-1000.0, description="Real-world value assumed beyond the image's edge.")
@@ -89,7 +126,7 @@ class Intensity(Frozen):
 class Smooth(Frozen):
     """A median filter on a finer grid before the resampling to the network's own."""
 
-    spacing_mm: Triple = Field(description="Spacing of that grid, in the order of the stage's orientation.")
+    spacing_mm: Spacing = Field(description="Spacing of that grid, in the order of the stage's orientation.")
     median_voxels: int = Field(ge=3, description="Edge of the median's cube, in voxels.")
 
 
@@ -117,11 +154,13 @@ class Stage(Frozen):
     rule: Literal["body", "lungs", "network"] = Field(
         default="network", description="A region found by rule (analysis/regions.py), or a network."
     )
-    network: str = Field(default="", description="Folder of the network; empty: the model's own.")
+    network: str = Field(
+        default="", pattern=r"^[a-z0-9-]*$", description="Folder of the network; empty: the model's own."
+    )
     orientation: str = Field(
         default="LPS", description="Patient direction in which each spatial axis of the tensors grows (PS3.3 C.7.6.1)."
     )
-    spacing_mm: Triple = Field(default=(3.0, 3.0, 3.0), description="Voxel spacing of the network, per axis.")
+    spacing_mm: Spacing = Field(default=(3.0, 3.0, 3.0), description="Voxel spacing of the network, per axis.")
     input: Tensor | None = None
     output: Tensor | None = None
     intensity: Intensity | None = None
@@ -130,9 +169,9 @@ class Stage(Frozen):
     overlap: float = Field(
         default=0.0,
         ge=0,
-        lt=1,
-        description="Least overlap of neighbouring windows, as a fraction; they are then spread evenly from edge to edge "
-        "and averaged. 0: side by side, the last ones beyond the edge.",
+        le=0.75,
+        description="Least overlap of neighbouring windows, as a fraction; they are then spread evenly from edge to "
+        "edge and averaged. 0: side by side, the last ones beyond the edge.",
     )
     activation: Literal["none", "sigmoid", "softmax"] = Field(
         default="none", description="Applied to the network's output to make it a probability."
@@ -156,6 +195,10 @@ class Stage(Frozen):
             raise ValueError(f"orientation {self.orientation!r} is not one letter each of L/R, P/A and S/I")
         if self.output and self.channel >= self.output.channels:
             raise ValueError(f"channel {self.channel} is not in the output's {self.output.channels} channels")
+        if self.input and self.output:
+            for reads, answers in zip(self.input.shape, self.output.shape, strict=True):
+                if answers > reads or (reads - answers) % 2:
+                    raise ValueError(f"an output of {answers} does not lie in the middle of an input of {reads}")
         return self
 
 
@@ -171,7 +214,7 @@ class FindingRules(Frozen):
         description="SegmentedPropertyCategory, CID 7150.",
     )
     site: Code = Field(description="Finding site, e.g. the organ.")
-    colour: tuple[int, int, int] = Field(default=(230, 60, 60), description="Recommended display colour, 8 bit RGB.")
+    colour: tuple[Byte, Byte, Byte] = Field(default=(230, 60, 60), description="Recommended display colour, 8 bit RGB.")
     score_threshold: float = Field(
         default=0.5, gt=0, lt=1, description="The greatest probability in a component must reach this."
     )
@@ -190,6 +233,12 @@ class FindingRules(Frozen):
         description="Least ratio of the diameters of a component's inscribed and equivalent spheres: a ball has 1, a "
         "vessel much less.",
     )
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        ascending((self.minimum_diameter_mm, self.maximum_diameter_mm))
+        return self
+
     maximum_count: int = Field(default=20, ge=1, description="The most probable findings kept; the rest is counted.")
 
 
@@ -215,7 +264,9 @@ class ModelSpec(Frozen):
     """One model: what it is, which series it takes, how it runs, what it finds."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = Field(description="The folder's name.")
-    version: str = Field(description="Version of the weights and rules together; stands in every result.")
+    version: str = Field(
+        min_length=1, max_length=64, description="Version of the weights and rules together; stands in every result."
+    )
     title: str = Field(max_length=64, description="Short title in words; SeriesDescription of its results.")
     manufacturer: str = Field(description="Who made the model; stands in every result.")
     licence: str = Field(description="SPDX identifier of the weights' licence.")

@@ -239,6 +239,7 @@ class Store:
             Number and destination of each delivery, the same ones when called again after a crash.
         """
         with self._engine.begin() as tx:
+            self._lock(tx, study_uid)
             for model, (outcome, body) in answers.items():
                 tx.execute(
                     self._insert(_ANSWERS)
@@ -310,6 +311,8 @@ class Store:
             Seconds since the last instance of its study came.
         """
         with self._engine.begin() as tx:
+            study_uid = tx.scalar(sa.select(_DELIVERIES.c.study_uid).where(_DELIVERIES.c.delivery_id == delivery_id))
+            self._lock(tx, str(study_uid))
             row = tx.execute(
                 sa.update(_DELIVERIES)
                 .where(_DELIVERIES.c.delivery_id == delivery_id)
@@ -322,7 +325,13 @@ class Store:
             last_at = tx.execute(sa.select(_STUDIES.c.last_at).where(_STUDIES.c.study_uid == row.study_uid))
             return time.time() - float(last_at.scalar_one())
 
-    def _finish(self, tx: sa.Connection, study_uid: str) -> None:
+    @staticmethod
+    def _lock(tx: sa.Connection, study_uid: str) -> None:
+        """Let nobody else change this study's deliveries: else each of the last two leaves the DONE to the other."""
+        tx.execute(sa.select(_STUDIES.c.study_uid).where(_STUDIES.c.study_uid == study_uid).with_for_update())
+
+    @staticmethod
+    def _finish(tx: sa.Connection, study_uid: str) -> None:
         waiting = sa.exists().where(
             _DELIVERIES.c.study_uid == study_uid,
             _DELIVERIES.c.state.not_in([DeliveryState.CONFIRMED, DeliveryState.UNCONFIRMED]),
@@ -372,9 +381,7 @@ class Store:
                 .order_by(_INSTANCES.c.series_uid)
             )
             deliveries = tx.execute(
-                sa.select(_DELIVERIES)
-                .where(_DELIVERIES.c.study_uid == study_uid)
-                .order_by(_DELIVERIES.c.delivery_id)
+                sa.select(_DELIVERIES).where(_DELIVERIES.c.study_uid == study_uid).order_by(_DELIVERIES.c.delivery_id)
             )
             return {
                 **dict(row._mapping),

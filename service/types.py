@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
 from service.codes import Code
 from service.spec import ModelSpec
+
+if TYPE_CHECKING:  # half a second, in each receiving process
+    import highdicom as hd
 
 Point = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
@@ -262,5 +264,3 @@ class Progress(Protocol):
 
     def __call__(self, *, model: str, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` parts (patches, for a network) of a stage are finished."""
-
-

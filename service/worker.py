@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
@@ -18,12 +19,12 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from service import evidence, log, metrics
 from service.analysis.schedule import Scheduler
 from service.config import Config, Destination
-from service.errors import BackendError, DeliveryError
+from service.errors import BackendError, DeliveryError, NotUnderstood
 from service.intake.study import group, read_instance
 from service.pipeline import analyse
 from service.results import deliver
 from service.store import Store, database_url
-from service.types import Delivery, DeliveryState, Model
+from service.types import Delivery, DeliveryState, Model, Study
 
 _WATCH_SECONDS = 0.5  # how often quiet studies are looked for
 _POLL_SECONDS = 0.1  # how often DBOS looks for queued workflows
@@ -128,9 +129,10 @@ def _begin_study(study_uid: str, revision: int) -> None:
 @DBOS.workflow()
 def study_workflow(study_uid: str, revision: int) -> None:
     """Analyse a study and queue its results; tried again while the backend is away."""
-    pauses = list(_ANALYSIS_PAUSES)
-    while not analysis_step(study_uid, revision, not pauses):
-        DBOS.sleep(pauses.pop(0))
+    tried = 0
+    while not analysis_step(study_uid, revision, tried >= len(_ANALYSIS_PAUSES)):
+        DBOS.sleep(_ANALYSIS_PAUSES[min(tried, len(_ANALYSIS_PAUSES) - 1)])
+        tried += 1
     for delivery_id, destination in answers_step(study_uid, revision):
         _begin_delivery(delivery_id, destination)
 
@@ -140,25 +142,31 @@ def analysis_step(study_uid: str, revision: int, last_try: bool) -> bool:
     """Analyse, and freeze the evidence; False if it is to be tried again."""
     parts = _here()
     directory = parts.config.store.directory
-    if evidence.folder_of(directory, study_uid, revision).exists():
-        return True  # frozen before a crash
+    try:
+        if not evidence.folder_of(directory, study_uid, revision).exists():  # else it was frozen before a crash
+            _analyse(parts, study_uid, revision, last_try=last_try)
+    except BackendError as exc:
+        log.warning("analysis.postponed", exc, study_uid=study_uid)
+        return False
+    except Exception as exc:  # a full disk, a database that is away: tried again until somebody mends it
+        log.failure("analysis.postponed", exc, study_uid=study_uid)
+        return False
+    return True
+
+
+def _analyse(parts: _Parts, study_uid: str, revision: int, *, last_try: bool) -> None:
     files, received_at = parts.store.files_of(study_uid)
-    (study,) = group((read_instance(path) for path in files), received_at=received_at)
+    study = _read_study(study_uid, files, received_at)
     _progress[study_uid] = {}
 
     def progress(*, model: str, stage: str, done: int, total: int) -> None:
         _progress[study_uid][model] = {"stage": stage, "done": done, "total": total}
 
     try:
-        result = analyse(
-            study, parts.models, parts.scheduler, progress=progress, revision=revision, last_try=last_try
-        )
-    except BackendError as exc:
-        log.warning("analysis.postponed", exc, study_uid=study_uid)
-        return False
+        result = analyse(study, parts.models, parts.scheduler, progress=progress, revision=revision, last_try=last_try)
     finally:
         _progress.pop(study_uid, None)
-    evidence.freeze(directory, result, revision)
+    evidence.freeze(parts.config.store.directory, result, revision)
     for answer in result.answers:
         metrics.ANSWERS.labels(model=answer.model.name, outcome=answer.outcome).inc()
         log.event(
@@ -170,7 +178,17 @@ def analysis_step(study_uid: str, revision: int, last_try: bool) -> bool:
             reason=answer.reason,
             seconds=round(sum(answer.seconds.values()), 1),
         )
-    return True
+
+
+def _read_study(study_uid: str, files: list[Path], received_at: float) -> Study:
+    """The study, without what the disk has damaged meanwhile; that is said aloud."""
+    instances = []
+    for path in files:
+        try:
+            instances.append(read_instance(path))
+        except NotUnderstood as exc:
+            log.warning("instance.unreadable", exc, study_uid=study_uid)
+    return group(instances, received_at=received_at)[0]
 
 
 @DBOS.step()
@@ -261,9 +279,7 @@ def delivery_step(delivery_id: int) -> bool:
     return True
 
 
-def _confirm(
-    delivery: Delivery, destination: Destination, ours: str, remark: str
-) -> tuple[DeliveryState, str]:
+def _confirm(delivery: Delivery, destination: Destination, ours: str, remark: str) -> tuple[DeliveryState, str]:
     """Look for a stored object at its destination: where it is now, and a remark."""
     if destination.confirm == "none":
         return DeliveryState.UNCONFIRMED, remark

@@ -168,9 +168,7 @@ def _widest(t: NDArray[np.float64], s: NDArray[np.float64]) -> tuple[float, floa
 
 
 def _line(ends: NDArray[np.float64], offset: tuple[int, int, int]) -> Line:
-    first, last = (
-        (float(offset[0]), float(offset[1] + end[0]), float(offset[2] + end[1])) for end in ends
-    )
+    first, last = ((float(offset[0]), float(offset[1] + end[0]), float(offset[2] + end[1])) for end in ends)
     return first, last
 
 

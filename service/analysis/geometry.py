@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
 
 from service.errors import MissingAttribute
 from service.types import Instance
@@ -53,15 +52,10 @@ def stack(instances: Sequence[Instance]) -> Stack:
     for instance in instances:
         for keyword in NEEDED:
             if instance.header.get(keyword) is None or instance.header.get(keyword) == "":
-                raise MissingAttribute(
-                    doing=f"placing the image {instance.sop_instance_uid} in the patient",
-                    found=f"no {keyword}",
-                    rule=f"{keyword} is needed to place an image (PS3.3 C.7.6.2)",
-                    way_out="send the original images of the scanner",
-                )
-    orientations = np.array([cosines(i.header) for i in instances])
+                raise _missing(instance, keyword, f"no {keyword}")
+    orientations = np.array([cosines(i) for i in instances])
     row, column = orientations[0, :3], orientations[0, 3:]
-    positions = np.array([[float(v) for v in i.header.ImagePositionPatient] for i in instances])
+    positions = np.array([numbers(i, "ImagePositionPatient", 3) for i in instances])
     depth = positions @ np.cross(row, column)
     order = np.argsort(depth, kind="stable")
     return Stack(
@@ -74,7 +68,36 @@ def stack(instances: Sequence[Instance]) -> Stack:
     )
 
 
-def cosines(header: Dataset) -> NDArray[np.float64]:
+def cosines(instance: Instance) -> NDArray[np.float64]:
     """[6] ImageOrientationPatient as unit vectors: headers round them to as few as three digits."""
-    values = np.array([float(v) for v in header.ImageOrientationPatient])
-    return np.concatenate([half / (np.linalg.norm(half) or 1.0) for half in (values[:3], values[3:])])
+    halves = numbers(instance, "ImageOrientationPatient", 6).reshape(2, 3)
+    lengths = np.linalg.norm(halves, axis=1, keepdims=True)
+    if not lengths.all():
+        raise _missing(instance, "ImageOrientationPatient", "an ImageOrientationPatient without direction")
+    return np.asarray((halves / lengths).reshape(6))
+
+
+def numbers(instance: Instance, keyword: str, count: int) -> NDArray[np.float64]:
+    """[count] the finite numbers of one attribute.
+
+    Raises
+    ------
+    MissingAttribute
+        If they are not that.
+    """
+    try:
+        values = np.array([float(v) for v in instance.header[keyword].value], np.float64)
+    except (KeyError, TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise _missing(instance, keyword, f"a {keyword} that can't be read")
+    return values
+
+
+def _missing(instance: Instance, keyword: str, found: str) -> MissingAttribute:
+    return MissingAttribute(
+        doing=f"placing the image {instance.sop_instance_uid} in the patient",
+        found=found,
+        rule=f"{keyword} is needed to place an image (PS3.3 C.7.6.2)",
+        way_out="send the original images of the scanner",
+    )

@@ -52,15 +52,21 @@ class OnnxBackend:
                 continue
             network = model.spec.network_of(stage)
             with self._lock:
-                if network not in self._sessions:
-                    self._sessions[network] = self._open(model.folder.parent / network / "1" / "model.onnx")
-                session = self._sessions[network]
-            _check_tensors(session, network, stage)
+                session = self._sessions.get(network) or self._open(model.folder.parent / network / "1" / "model.onnx")
+                _check_tensors(session, network, stage)
+                self._sessions[network] = session
             self.name = f"onnxruntime {session.get_providers()[0].removesuffix('ExecutionProvider')}"
 
     def infer(self, network: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run one batch; see `Backend.infer`."""
-        session = self._sessions[network]
+        session = self._sessions.get(network)
+        if session is None:
+            raise ContractBroken(
+                doing=f"running the network {network}",
+                found="it could not be loaded when the service started",
+                rule="a network is loaded, and held against model.toml, before it runs",
+                way_out="see model.broken in the log, or run overread check; then start the service again",
+            )
         try:
             (answer,) = session.run(None, {session.get_inputs()[0].name: batch})
         except Exception as exc:  # ONNX Runtime has a class per status code, and plain RuntimeError besides

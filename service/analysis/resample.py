@@ -12,6 +12,7 @@ from service.spec import Shape, Triple
 from service.types import Box
 
 Vector = NDArray[np.float64]
+_SAME_PLACE = 1e-6  # of a voxel: so near to its centre is on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +119,8 @@ def greatest(array: NDArray[np.float32], grid: Grid, target: Grid) -> NDArray[np
         first = (target.start_mm[axis] - grid.start_mm[axis]) / grid.spacing_mm[axis]
         places = first + step * np.arange(target.shape[axis])
         below, above = (
-            np.clip(near(places).astype(int) + 1, 0, grid.shape[axis] + 1) for near in (np.floor, np.ceil)
+            np.clip(near.astype(int) + 1, 0, grid.shape[axis] + 1)
+            for near in (np.floor(places + _SAME_PLACE), np.ceil(places - _SAME_PLACE))
         )
         result = np.maximum(result.take(below, axis), result.take(above, axis))
     return result

@@ -10,7 +10,7 @@ from pydicom import Dataset
 from service.analysis.geometry import Stack, stack
 from service.errors import MissingAttribute, NoModelApplies
 from service.spec import ModelSpec, Select
-from service.types import Exclusion, Instance, Selection, Series, Study
+from service.types import Exclusion, Selection, Series, Study
 
 OWN_NAME = "Overread"  # Manufacturer and model name of all our results
 
@@ -26,12 +26,11 @@ def select(study: Study, spec: ModelSpec) -> Selection:
     candidates: list[tuple[tuple[float, ...], str, Series]] = []
     excluded: list[Exclusion] = []
     for series in study.series:
-        images = tuple(i for i in series.instances if not _is_localizer(i.header))
-        reason, placed = _unfit(series, images, spec.select)
+        reason, placed = _unfit(series, spec.select)
         if placed is None:
             excluded.append(Exclusion(series_instance_uid=series.series_instance_uid, reason=reason))
             continue
-        rank, words = _rank(series.header, placed, spec.select)
+        rank, words = _rank(placed, spec.select)
         chosen = Series(
             series_instance_uid=series.series_instance_uid, modality=series.modality, instances=placed.ordered
         )
@@ -63,18 +62,17 @@ class NoSeriesFits(NoModelApplies):
         self.excluded = excluded
 
 
-def _unfit(series: Series, images: tuple[Instance, ...], rules: Select) -> tuple[str, Stack | None]:
+def _unfit(series: Series, rules: Select) -> tuple[str, Stack | None]:
     """Why a series does not fit; or, if it does, its images in order."""
-    header = series.header
+    # Localizers and derived images may lie in a series beside its originals; and the order of arrival means nothing.
+    images = sorted((i for i in series.instances if not _beside(i.header)), key=lambda i: i.sop_instance_uid)
+    header = images[0].header if images else series.header
     if series.modality != rules.modality:
         return f"modality {series.modality or 'unknown'}, the model takes {rules.modality}", None
     if {header.get("Manufacturer"), header.get("ManufacturerModelName")} == {OWN_NAME}:
         return "a result of our own", None
     if not images:
-        return "localizers only", None
-    image_type = [str(v).upper() for v in header.get("ImageType", None) or []]
-    if image_type[:1] == ["DERIVED"] or image_type[1:2] == ["SECONDARY"]:
-        return f"derived or secondary images (ImageType {'/'.join(image_type[:3])})", None
+        return f"{' and '.join(sorted({_beside(i.header) for i in series.instances}))} only", None
     if not header.get("Rows"):
         return "no images", None
     if header.get("NumberOfFrames"):
@@ -119,8 +117,9 @@ def _unfit_body_part(header: Dataset, described: str, rules: Select) -> str:
     return f"body part {part or 'not given'}, and no description that names one of: {wanted}"
 
 
-def _rank(header: Dataset, placed: Stack, rules: Select) -> tuple[tuple[float, ...], str]:
+def _rank(placed: Stack, rules: Select) -> tuple[tuple[float, ...], str]:
     """Smaller ranks better: contrast as preferred, words as preferred, spacing near the best, more slices."""
+    header = placed.ordered[0].header
     agent = bool(header.get("ContrastBolusAgent"))
     contrast = rules.contrast == "preferred" and not agent
     worded = bool(rules.preferred_words) and not _any(rules.preferred_words, _words(header))
@@ -131,8 +130,12 @@ def _rank(header: Dataset, placed: Stack, rules: Select) -> tuple[tuple[float, .
     return (float(contrast), float(worded), round(off, 2), -float(len(placed.ordered))), words
 
 
-def _is_localizer(header: Dataset) -> bool:
-    return any(str(value).upper() in ("LOCALIZER", "SCOUT") for value in header.get("ImageType", None) or [])
+def _beside(header: Dataset) -> str:
+    """What kind of image, beside a series' originals, this one is by its ImageType (PS3.3 C.7.6.1.1.2); or empty."""
+    values = [str(value).upper() for value in header.get("ImageType", None) or []]
+    if {"LOCALIZER", "SCOUT"} & set(values):
+        return "localizers"
+    return "derived or secondary images" if values[:1] == ["DERIVED"] or values[1:2] == ["SECONDARY"] else ""
 
 
 def _words(header: Dataset) -> str:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.pixels.processing import apply_rescale
 
-from service.analysis.geometry import Stack, stack
+from service.analysis.geometry import Stack, numbers, stack
 from service.codes import derive_uid
-from service.errors import StudyUnsuitable, UnsuitableGeometry
+from service.errors import MissingAttribute, StudyUnsuitable, UnsuitableGeometry
 from service.types import Instance, Series, SourceVolume
 
 COSINE_TOLERANCE = 1e-3  # of a direction cosine, about 0.06 degrees
@@ -40,7 +40,7 @@ def read_volume(series: Series) -> SourceVolume:
     placed = stack(series.instances)
     _check(series, placed)
     first = placed.ordered[0].header
-    spacing_rows, spacing_columns = (float(v) for v in first.PixelSpacing)
+    spacing_rows, spacing_columns = numbers(placed.ordered[0], "PixelSpacing", 2)
     step = (placed.positions[-1] - placed.positions[0]) / (len(placed.ordered) - 1)
     affine = np.eye(4)
     affine[:3, 0] = step
@@ -54,9 +54,7 @@ def read_volume(series: Series) -> SourceVolume:
             array[index] = pixels
     return SourceVolume(
         series=series,
-        volume=hd.Volume(
-            array, affine, coordinate_system="PATIENT", frame_of_reference_uid=frame_of_reference
-        ),
+        volume=hd.Volume(array, affine, coordinate_system="PATIENT", frame_of_reference_uid=frame_of_reference),
         ordered=placed.ordered,
         notes=notes,
     )
@@ -67,9 +65,16 @@ def _check(series: Series, placed: Stack) -> None:
     sizes = {(int(h.Rows), int(h.Columns)) for h in images}
     if len(sizes) > 1:
         raise _unsuitable(series, f"images of {len(sizes)} sizes: {sorted(sizes)}", "all have one size")
-    spacings = {tuple(round(float(v), 4) for v in h.PixelSpacing) for h in images}
-    if len(spacings) > 1:
-        raise _unsuitable(series, f"pixel spacings {sorted(spacings)} mm", "all have one pixel spacing")
+    spacings = {tuple(float(v) for v in numbers(i, "PixelSpacing", 2).round(4)) for i in placed.ordered}
+    if len(spacings) > 1 or min(min(spacings)) <= 0:
+        raise _unsuitable(series, f"pixel spacings {sorted(spacings)} mm", "all have one pixel spacing, above 0")
+    if series.modality == "CT" and any(h.get("RescaleSlope") is None for h in images):
+        raise MissingAttribute(
+            doing=f"reading the values of series {series.series_instance_uid}",
+            found="no RescaleSlope and RescaleIntercept in some images",
+            rule="stored values of a CT image become HU by them (Type 1, PS3.3 C.8.2.1)",
+            way_out="send the original images of the scanner",
+        )
     if len(images) < 2:
         raise _unsuitable(series, "one image", "there are at least two")
     if placed.orientation_spread > COSINE_TOLERANCE:
@@ -127,7 +132,7 @@ def _frame_of_reference(series: Series, placed: Stack) -> tuple[str, tuple[str, 
         )
     if len(set(found)) > 1:
         # Seen in de-identified series: every image got its own. One regular stack in one series is one frame.
-        return found[0], ("the images name several frames of reference; the first one is used",)
+        return next(filter(None, found)), ("the images name several frames of reference; the first one is used",)
     return found[0], ()
 
 

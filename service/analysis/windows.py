@@ -99,13 +99,11 @@ class Windows:
         self._grid = Grid.of(shape, spacing, (low + high) / 2 - (shape - 1) / 2 * spacing)
         self._keep = on_grid(region, self._grid, stage.within.keep_margin_voxels) if region and stage.within else None
         self._starts = [
-            start
-            for start in product(*starts)
-            if self._keep is None or self._keep[_window(start, self._output)].any()
+            start for start in product(*starts) if self._keep is None or self._keep[_window(start, self._output)].any()
         ]
         self._image = self._prepare(array, grid, region) if self._starts else np.empty((0, 0, 0), np.float32)
         self._sum = np.zeros(self._grid.shape, np.float32)
-        self._count = np.zeros(self._grid.shape, np.uint8)
+        self._count = np.zeros(self._grid.shape, np.uint16)
         self._taken = 0
 
     def __len__(self) -> int:

@@ -54,6 +54,7 @@ class OrthancPacs:
             "DicomPort": self.port,
             "HttpPort": self.http_port,
             "RemoteAccessAllowed": False,
+            "DicomCheckCalledAet": True,  # as hospitals' PACS do
             "DicomAlwaysAllowFind": True,
             "UnknownSopClassAccepted": True,
             "DicomServerEnabled": True,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
 
 from service.errors import NotUnderstood
 from service.types import Instance, Series, Study
@@ -32,8 +31,10 @@ def read_instance(path: Path) -> Instance:
             path=path,
             header=header,
         )
-        _ = header.StudyInstanceUID, header.SeriesInstanceUID
-    except (OSError, InvalidDicomError, AttributeError, ValueError, KeyError, RecursionError) as exc:
+        uids = (found.sop_instance_uid, str(header.StudyInstanceUID), str(header.SeriesInstanceUID))
+        if not all(uids) or "None" in uids:
+            raise ValueError("an empty UID")
+    except Exception as exc:  # damaged files make pydicom raise anything from zlib.error to NotImplementedError
         raise NotUnderstood(
             doing=f"reading the file {path.name}",
             found=f"{type(exc).__name__}",

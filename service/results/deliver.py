@@ -133,8 +133,16 @@ def _association(
     ae.connection_timeout = min(10.0, destination.timeout_seconds)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = destination.timeout_seconds
     ae.add_requested_context(abstract_syntax, transfer_syntax)
-    association = ae.associate(destination.host, destination.port, ae_title=destination.ae_title, max_pdu=0)
     doing = f"associating with {destination.name} ({destination.ae_title} at {destination.host}:{destination.port})"
+    try:
+        association = ae.associate(destination.host, destination.port, ae_title=destination.ae_title, max_pdu=0)
+    except OSError as exc:  # the host's name is looked up outside of what pynetdicom catches
+        raise PeerUnreachable(
+            doing=doing,
+            found=f"{exc.strerror or type(exc).__name__}",
+            rule="the destination's host is an address, or a name that can be looked up",
+            way_out="correct host in the configuration, or look at the name service; results wait and are sent again",
+        ) from exc
     if association.is_rejected:
         primitive: Any = association.acceptor.primitive
         raise AssociationRejected(

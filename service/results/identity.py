@@ -29,8 +29,6 @@ from service.types import Finding, Model, Point, ResultObject, Series, SourceVol
 NAME = "Overread"
 SERIAL_NUMBER = f"{NAME}-{__version__}"  # Type 1 in a SEG; the program has no number but its version
 DISCLAIMER = "Research use only, not for diagnosis"
-IMPLEMENTATION_CLASS_UID = codes.derive_uid("implementation")
-IMPLEMENTATION_VERSION_NAME = f"OVERREAD_{__version__.rpartition('.')[0]}"
 
 Kind = Literal["SEG", "SR"]
 
@@ -46,6 +44,11 @@ _TYPE_2 = (  # Patient, General Study and Frame of Reference modules (PS3.3 C.7.
     "AccessionNumber",
     "ReferringPhysicianName",
     "PositionReferenceIndicator",
+)
+_FOREIGN_REFERENCES = (  # to what we have not seen; archives leave them incomplete
+    "ReferencedStudySequence",
+    "ReferencedPatientSequence",
+    "ReferencedPerformedProcedureStepSequence",
 )
 _COPIED_GROUPS = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x0032, 0x0040})
 
@@ -144,6 +147,9 @@ def complete_header(header: Dataset) -> Dataset:
         if tag.group in _COPIED_GROUPS and tag.element:
             with suppress(Exception):  # whatever the decoding of a broken value raises
                 copy[tag] = deepcopy(header[tag])
+    for keyword in _FOREIGN_REFERENCES:
+        if keyword in copy:
+            del copy[keyword]
     for keyword in _TYPE_2:
         if copy.get(keyword) is None:
             _put(copy, keyword, "")
@@ -247,8 +253,8 @@ def finish(made: hd.SOPClass, making: Making, header: Dataset, kind: Kind, words
         setattr(made, f"{moment}Time", time)
     # In place of highdicom's own item, whose time is the clock's: one item for the model (IHE AIR 6.5.3.1).
     made.ContributingEquipmentSequence = [_contribution(making)]
-    made.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    made.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    made.file_meta.ImplementationClassUID = UID(codes.IMPLEMENTATION_CLASS_UID)
+    made.file_meta.ImplementationVersionName = codes.IMPLEMENTATION_VERSION_NAME
     file = io.BytesIO()
     made.save_as(file, enforce_file_format=True)
     return ResultObject(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,41 +11,9 @@ from pydicom import Dataset, dcmread
 from service.results import sr
 from service.types import Exclusion, Outcome
 from tests import phantoms
-from tests.support import counterpart
+from tests.integration.validators import dciodvfy, pixelmed, said
 from tests.unit.test_results_identity import objects_of
 from tests.unit.test_results_sr import items
-
-# PixelMed's rules are one XSLT larger than the JVM takes without being told.
-JAVA_OPTIONS = " ".join(f"-Djdk.xml.xpath{limit}Limit=0" for limit in ("ExprGrp", "ExprOp", "TotalOp"))
-
-
-def said(program: str, *arguments: str | Path) -> str:
-    """All that a validator says, on both streams; they tell faults in words and not by their exit status."""
-    environment = {**os.environ, "JAVA_TOOL_OPTIONS": JAVA_OPTIONS}
-    done = subprocess.run(
-        [counterpart(program), *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=300,
-        text=True,
-        errors="replace",
-    )
-    return done.stdout
-
-
-def dciodvfy(path: Path) -> list[str]:
-    """The errors that dciodvfy finds."""
-    words = said("dciodvfy", path)
-    assert any(line in words.splitlines() for line in ("Segmentation", "Comprehensive3DSR")), words  # it was read
-    return [line for line in words.splitlines() if line.startswith(("Error", "Abort"))]
-
-
-def pixelmed(path: Path) -> list[str]:
-    """The errors that PixelMed's SR validator finds."""
-    words = said("DicomSRValidator", path)
-    assert "IOD validation complete" in words, words
-    return [line for line in words.splitlines() if line.startswith("Error")]
 
 
 @pytest.fixture(scope="module")
