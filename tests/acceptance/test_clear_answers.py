@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
+from pydicom.uid import UID
 
 from service.demo.phantom import tiny
 from service.demo.phantom_dicom import write_localizer, write_series
@@ -49,7 +50,7 @@ def test_a_study_without_images_is_answered(service: Service, orthanc: Orthanc, 
     ((_, identifier),) = orthanc.instances().items()
     foreign = dcmread(DicomBytesIO(orthanc.get_bytes(f"/instances/{identifier}/file")))
     foreign.StudyInstanceUID, foreign.Manufacturer = "1.2.3.4", "Somebody else"
-    foreign.SOPInstanceUID = foreign.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.5"
+    foreign.SOPInstanceUID = foreign.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3.4.5")
     second.mkdir()
     foreign.save_as(second / "report.dcm")
     push(second, service)

@@ -69,7 +69,7 @@ def test_a_pushed_study_comes_back_with_its_lesion(
     # The object that came out of the PACS says the same as the API, by its own geometry.
     uid = next(o["sop_instance_uid"] for o in answer["answers"][0]["objects"] if o["kind"] == "SEG")
     content = orthanc.get_bytes(f"/instances/{stored[uid]}/file")
-    segmentation = hd.seg.segread(DicomBytesIO(content))
+    segmentation = hd.seg.segread(content)
     assert str(segmentation.StudyInstanceUID) == study_uid_of(folder)
     volume = segmentation.get_volume(combine_segments=True)
     voxels = np.argwhere(np.asarray(volume.array) > 0)
@@ -78,9 +78,9 @@ def test_a_pushed_study_comes_back_with_its_lesion(
     assert len(voxels) * volume.voxel_volume / 1000 == pytest.approx(finding["volume_ml"], rel=0.01)
 
     for picture in (f["picture"] for a in answer["answers"] for f in a["findings"]):
-        content = service.get_bytes(f"/api/v1/studies/{study_uid_of(folder)}/files/{picture}")
-        assert content is not None
-        assert content.startswith(b"\x89PNG")
+        image = service.get_bytes(f"/api/v1/studies/{study_uid_of(folder)}/files/{picture}")
+        assert image is not None
+        assert image.startswith(b"\x89PNG")
     assert service.get_bytes(f"/api/v1/studies/{study_uid_of(folder)}/files/answers.json") is None
     assert service.get("/health/ready")["ready"] is True
     metrics = service.get("/metrics")

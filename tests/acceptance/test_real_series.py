@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import highdicom as hd
@@ -101,10 +101,10 @@ def test_ircadb_both_tumours_are_found_and_nothing_large_beside(results: dict[st
 def test_ircadb_report_and_segmentation_agree(results: dict[str, Result]) -> None:
     result = results["ircadb-17"]
     segmentation = hd.seg.segread(result.files[LIVER, "SEG"])
-    report = hd.sr.srread(result.files[LIVER, "SR"])
+    report = cast(hd.sr.Comprehensive3DSR, hd.sr.srread(result.files[LIVER, "SR"]))
     volume = segmentation.get_volume()
     by_uid = {str(s.tracking_uid): int(s.SegmentNumber) for s in segmentation.SegmentSequence}
-    groups = report.content.get_volumetric_roi_measurement_groups()
+    groups = cast(hd.sr.MeasurementReport, report.content).get_volumetric_roi_measurement_groups()
     assert len(groups) == len(result.answers[LIVER]["findings"])
     for group in groups:
         (measured,) = group.get_measurements(name=hd.sr.CodedConcept("118565006", "SCT", "Volume"))
@@ -184,7 +184,7 @@ def _mask_on_sources(path: Path, folder: Path) -> NDArray[np.bool_]:
 def _truth_on_sources(folder: Path, names: tuple[str, ...]) -> NDArray[np.bool_]:
     """The same of the truth: a mask file has the same number as its image file."""
     order = {str(h.SOPInstanceUID): i for i, h in enumerate(_images(folder / "dicom"))}
-    masks = {}
+    masks: dict[int, NDArray[np.bool_]] = {}
     for image in (folder / "dicom").iterdir():
         number = image.stem.split("_")[-1]
         index = order[str(dcmread(image, stop_before_pixels=True).SOPInstanceUID)]

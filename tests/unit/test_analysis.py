@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom import dcmread
 
-from service.analysis.findings import find
+from service.analysis.findings import _diameters, find
 from service.analysis.infer import infer
 from service.analysis.onnx import OnnxBackend
+from service.analysis.resample import Grid, greatest
 from service.analysis.schedule import Scheduler, Stream
 from service.analysis.select import select
 from service.analysis.volume import read_volume
@@ -19,7 +21,6 @@ from service.intake.study import group, read_instance
 from service.spec import read_spec
 from service.types import Finding, Model, SourceVolume
 from tests.toys import bright_phantom, write_model
-
 
 Vector = NDArray[np.float64]
 
@@ -83,8 +84,6 @@ def test_a_network_may_want_its_axes_in_any_order(orientation: str, tmp_path: Pa
 
 
 def test_the_order_of_files_and_instance_numbers_means_nothing(tmp_path: Path) -> None:
-    from pydicom import dcmread
-
     phantom, ball = bright_phantom()
     paths = write_series(phantom, tmp_path / "study")
     for number, path in enumerate(reversed(paths)):
@@ -97,8 +96,6 @@ def test_the_order_of_files_and_instance_numbers_means_nothing(tmp_path: Path) -
 
 def test_diameters_of_a_known_ellipse(tmp_path: Path) -> None:
     """An ellipse of 40 x 20 mm, turned by 30 degrees, is measured to a pixel on anisotropic pixels."""
-    from service.analysis.findings import _diameters
-
     rows, columns = np.indices((120, 160))
     y, x = (rows - 60) * 0.8, (columns - 80) * 0.5
     c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
@@ -113,16 +110,13 @@ def test_diameters_of_a_known_ellipse(tmp_path: Path) -> None:
 
 
 def test_a_lone_pixel_measures_its_own_width() -> None:
-    from service.analysis.findings import _diameters
-
     _, long_mm, _, short_mm = _diameters(np.ones((1, 1), bool), (0.8, 0.5))
-    assert (long_mm, short_mm) == (pytest.approx(0.8), pytest.approx(0.5))
+    assert long_mm == pytest.approx(0.8)
+    assert short_mm == pytest.approx(0.5)
 
 
 def test_the_greatest_voxel_around_a_place() -> None:
     """At a voxel's centre it is that voxel; between two, the greater; beyond the edge, nothing."""
-    from service.analysis.resample import Grid, greatest
-
     array = np.zeros((1, 1, 4), np.float32)
     array[0, 0] = [0.1, 0.9, 0.3, 0.2]
     grid = Grid(shape=(1, 1, 4), spacing_mm=(1.0, 1.0, 1.0))

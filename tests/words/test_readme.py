@@ -1,0 +1,58 @@
+"""What the README says is so: its tables, its commands, its settings, its links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from service.__main__ import _parser
+from service.config import Config, read_config
+from service.errors import ConfigError
+from tests.support import REPOSITORY
+from tests.words import tables
+
+TEXT = (REPOSITORY / "README.md").read_text("utf-8")
+
+
+def test_the_tables_are_those_of_the_code() -> None:
+    assert tables.filled(TEXT) == TEXT, "run: python -m tests.words.tables"
+    assert TEXT.count("<!-- table:") == len(tables.tables())
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^ *(overread [^#\n]+)", TEXT, re.MULTILINE))))
+def test_every_command_shown_is_one(line: str) -> None:
+    _parser().parse_args(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make (\w+)`", TEXT))))
+def test_every_make_target_named_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
+def test_every_link_leads_somewhere(path: str) -> None:
+    assert (REPOSITORY / path).exists()
+
+
+def test_the_example_of_a_sites_file_holds_the_defaults(tmp_path: Path) -> None:
+    example = read_config(REPOSITORY / "deploy" / "overread.toml")
+    assert example.model_copy(update={"destinations": (), "analysis": None, "store": None}) == Config().model_copy(
+        update={"analysis": None, "store": None}
+    )
+    in_readme = re.search(r"```toml\n(\[intake\].*?)```", TEXT, re.DOTALL)
+    assert in_readme
+    (tmp_path / "overread.toml").write_text(in_readme[1])
+    assert read_config(tmp_path / "overread.toml").destinations == example.destinations
+
+
+def test_a_misspelt_example_would_be_noticed(tmp_path: Path) -> None:
+    (tmp_path / "overread.toml").write_text("[intake]\nquiet_second = 3\n")
+    with pytest.raises(ConfigError):
+        read_config(tmp_path / "overread.toml")
+
+
+def test_no_path_of_a_developers_machine_is_named() -> None:
+    assert not re.search(r"(^|[\s\"'`(])/(work|root|tmp|home)/", TEXT)
