@@ -21,7 +21,8 @@ from service.errors import ConfigError, ServiceError
 from service.models import available, installed
 from service.results.deliver import accepts, echo
 from service.show import console
-from service.store import Store, database_url
+from service.store import Store
+from service.tables import database_url
 from service.types import Backend, Model
 
 Check = Callable[[], str]

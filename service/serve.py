@@ -18,7 +18,8 @@ from service.config import Config
 from service.errors import ContractBroken
 from service.intake.processes import Receivers
 from service.models import installed
-from service.store import Store, database_url
+from service.store import Store
+from service.tables import database_url
 from service.worker import Worker, progress_of
 
 _GRACE_SECONDS = 8.0  # container engines kill ten seconds after SIGTERM

@@ -11,85 +11,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.types import Delivery, DeliveryState
-
-_TABLES = sa.MetaData()
-
-_STUDIES = sa.Table(
-    "studies",
-    _TABLES,
-    sa.Column("study_uid", sa.String(64), primary_key=True),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("revision", sa.Integer, nullable=False),  # grows when instances come after the analysis began
-    sa.Column("first_at", sa.Float, nullable=False),  # seconds since 1970
-    sa.Column("last_at", sa.Float, nullable=False, index=True),
-    sa.Column("started_at", sa.Float),
-    sa.Column("answered_at", sa.Float),
-    sa.Column("done_at", sa.Float),
-)
-_INSTANCES = sa.Table(
-    "instances",
-    _TABLES,
-    sa.Column("sop_uid", sa.String(64), primary_key=True),
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("series_uid", sa.String(64), nullable=False),
-    sa.Column("class_uid", sa.String(64), nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("received_at", sa.Float, nullable=False),
-)
-_ANSWERS = sa.Table(
-    "answers",
-    _TABLES,
-    sa.Column("study_uid", sa.String(64), primary_key=True),
-    sa.Column("revision", sa.Integer, primary_key=True),
-    sa.Column("model", sa.String(64), primary_key=True),
-    sa.Column("outcome", sa.String(16), nullable=False),
-    sa.Column("body", sa.Text, nullable=False),  # JSON, as the API shows it
-)
-_DELIVERIES = sa.Table(
-    "deliveries",
-    _TABLES,
-    sa.Column("delivery_id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("destination", sa.String(64), nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("class_uid", sa.String(64), nullable=False),
-    sa.Column("series_uid", sa.String(64), nullable=False),
-    sa.Column("sop_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
-    sa.Column("queued_at", sa.Float, nullable=False),
-    sa.Column("changed_at", sa.Float, nullable=False),
-    sa.UniqueConstraint("destination", "sop_uid"),  # one object goes to a destination once
-)
-
-
-class StudyState(StrEnum):
-    """Where a study is. RECEIVING -> ANALYSING -> DELIVERING -> DONE; a late instance leads back to RECEIVING."""
-
-    RECEIVING = "receiving"
-    ANALYSING = "analysing"
-    DELIVERING = "delivering"
-    DONE = "done"
-
-
-class Kept(StrEnum):
-    """What became of an instance's row."""
-
-    NEW = "new"
-    SAME = "same"  # known already, with the same bytes
-    OTHER = "other"  # known already, with other bytes: the first ones stay
-    OURS = "ours"  # a result of this Overread that came back; it starts nothing, or it would start itself for ever
+from service.tables import ANSWERS, DELIVERIES, INSTANCES, STUDIES, TABLES, open_engine
+from service.types import Delivery, DeliveryState, Kept, StudyState
 
 
 class Store:
@@ -98,21 +27,16 @@ class Store:
     Parameters
     ----------
     url
-        SQLAlchemy URL; see `database_url`.
+        SQLAlchemy URL; see `service.tables.database_url`.
     """
 
     def __init__(self, url: str) -> None:
-        lite = url.startswith("sqlite")
-        self._engine = sa.create_engine(
-            url, connect_args={"timeout": 60} if lite else {}, pool_pre_ping=not lite, pool_size=10, max_overflow=20
-        )
-        if lite:
-            sa.event.listen(self._engine, "connect", _make_sqlite_durable)
-        self._insert: Any = sqlite.insert if lite else postgresql.insert
+        self._engine = open_engine(url)
+        self._insert: Any = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
 
     def create_tables(self) -> None:
         """Make the tables that are missing."""
-        _TABLES.create_all(self._engine)
+        TABLES.create_all(self._engine)
 
     def close(self) -> None:
         """Give all connections back."""
@@ -135,10 +59,10 @@ class Store:
             Seconds since 1970.
         """
         with self._engine.begin() as tx:
-            if tx.execute(sa.select(_DELIVERIES.c.delivery_id).where(_DELIVERIES.c.sop_uid == sop_uid)).first():
+            if tx.execute(sa.select(DELIVERIES.c.delivery_id).where(DELIVERIES.c.sop_uid == sop_uid)).first():
                 return Kept.OURS
             row = tx.execute(
-                self._insert(_INSTANCES)
+                self._insert(INSTANCES)
                 .values(
                     sop_uid=sop_uid,
                     study_uid=study_uid,
@@ -149,27 +73,27 @@ class Store:
                     received_at=now,
                 )
                 .on_conflict_do_nothing()
-                .returning(_INSTANCES.c.sop_uid)
+                .returning(INSTANCES.c.sop_uid)
             ).first()
             if row is None:
-                known = tx.execute(sa.select(_INSTANCES.c.sha256).where(_INSTANCES.c.sop_uid == sop_uid)).scalar_one()
+                known = tx.execute(sa.select(INSTANCES.c.sha256).where(INSTANCES.c.sop_uid == sop_uid)).scalar_one()
                 # A repeat keeps a study waiting that is still coming in, and changes nothing of one that is not.
                 tx.execute(
-                    sa.update(_STUDIES)
-                    .where(_STUDIES.c.study_uid == study_uid, _STUDIES.c.state == StudyState.RECEIVING)
+                    sa.update(STUDIES)
+                    .where(STUDIES.c.study_uid == study_uid, STUDIES.c.state == StudyState.RECEIVING)
                     .values(last_at=now)
                 )
                 return Kept.SAME if known == sha256 else Kept.OTHER
-            reopened = _STUDIES.c.state != StudyState.RECEIVING
+            reopened = STUDIES.c.state != StudyState.RECEIVING
             tx.execute(
-                self._insert(_STUDIES)
+                self._insert(STUDIES)
                 .values(study_uid=study_uid, state=StudyState.RECEIVING, revision=0, first_at=now, last_at=now)
                 .on_conflict_do_update(
                     index_elements=["study_uid"],
                     set_={
                         "state": StudyState.RECEIVING,
                         "last_at": now,
-                        "revision": _STUDIES.c.revision + sa.case((reopened, 1), else_=0),
+                        "revision": STUDIES.c.revision + sa.case((reopened, 1), else_=0),
                     },
                 )
             )
@@ -181,9 +105,9 @@ class Store:
         """UID and revision of the studies still receiving, whose last instance came before that time."""
         with self._engine.begin() as tx:
             rows = tx.execute(
-                sa.select(_STUDIES.c.study_uid, _STUDIES.c.revision)
-                .where(_STUDIES.c.state == StudyState.RECEIVING, _STUDIES.c.last_at < before)
-                .order_by(_STUDIES.c.last_at)
+                sa.select(STUDIES.c.study_uid, STUDIES.c.revision)
+                .where(STUDIES.c.state == StudyState.RECEIVING, STUDIES.c.last_at < before)
+                .order_by(STUDIES.c.last_at)
             )
             return [(row.study_uid, row.revision) for row in rows]
 
@@ -191,12 +115,12 @@ class Store:
         """Claim a quiet study; False if another worker was first or an instance came meanwhile."""
         with self._engine.begin() as tx:
             done = tx.execute(
-                sa.update(_STUDIES)
+                sa.update(STUDIES)
                 .where(
-                    _STUDIES.c.study_uid == study_uid,
-                    _STUDIES.c.revision == revision,
-                    _STUDIES.c.state == StudyState.RECEIVING,
-                    _STUDIES.c.last_at < before,
+                    STUDIES.c.study_uid == study_uid,
+                    STUDIES.c.revision == revision,
+                    STUDIES.c.state == StudyState.RECEIVING,
+                    STUDIES.c.last_at < before,
                 )
                 .values(state=StudyState.ANALYSING, started_at=time.time())
             )
@@ -205,14 +129,14 @@ class Store:
     def files_of(self, study_uid: str) -> tuple[list[Path], float]:
         """The stored files of a study, and when the last of them came (seconds since 1970)."""
         with self._engine.begin() as tx:
-            rows = tx.execute(sa.select(_INSTANCES).where(_INSTANCES.c.study_uid == study_uid)).all()
+            rows = tx.execute(sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid)).all()
             return [Path(row.path) for row in rows], max((row.received_at for row in rows), default=0.0)
 
     def unfinished_studies(self) -> list[tuple[str, int]]:
         """UID and revision of the studies whose analysis has begun and has no answer yet."""
         with self._engine.begin() as tx:
             rows = tx.execute(
-                sa.select(_STUDIES.c.study_uid, _STUDIES.c.revision).where(_STUDIES.c.state == StudyState.ANALYSING)
+                sa.select(STUDIES.c.study_uid, STUDIES.c.revision).where(STUDIES.c.state == StudyState.ANALYSING)
             )
             return [(row.study_uid, row.revision) for row in rows]
 
@@ -242,14 +166,14 @@ class Store:
             self._lock(tx, study_uid)
             for model, (outcome, body) in answers.items():
                 tx.execute(
-                    self._insert(_ANSWERS)
+                    self._insert(ANSWERS)
                     .values(study_uid=study_uid, revision=revision, model=model, outcome=outcome, body=json.dumps(body))
                     .on_conflict_do_nothing()
                 )
             queued = list(deliveries)
             for delivery in queued:
                 tx.execute(
-                    self._insert(_DELIVERIES)
+                    self._insert(DELIVERIES)
                     .values(
                         study_uid=study_uid,
                         destination=delivery.destination,
@@ -265,19 +189,19 @@ class Store:
                     .on_conflict_do_nothing()
                 )
             tx.execute(
-                sa.update(_STUDIES)
-                .where(_STUDIES.c.study_uid == study_uid, _STUDIES.c.revision == revision)
+                sa.update(STUDIES)
+                .where(STUDIES.c.study_uid == study_uid, STUDIES.c.revision == revision)
                 .values(
                     state=sa.case(
-                        (_STUDIES.c.state == StudyState.ANALYSING, StudyState.DELIVERING), else_=_STUDIES.c.state
+                        (STUDIES.c.state == StudyState.ANALYSING, StudyState.DELIVERING), else_=STUDIES.c.state
                     ),
                     answered_at=time.time(),
                 )
             )
             found = tx.execute(
-                sa.select(_DELIVERIES.c.delivery_id, _DELIVERIES.c.destination).where(
-                    _DELIVERIES.c.study_uid == study_uid,
-                    _DELIVERIES.c.sop_uid.in_([delivery.sop_instance_uid for delivery in queued]),
+                sa.select(DELIVERIES.c.delivery_id, DELIVERIES.c.destination).where(
+                    DELIVERIES.c.study_uid == study_uid,
+                    DELIVERIES.c.sop_uid.in_([delivery.sop_instance_uid for delivery in queued]),
                 )
             )
             numbers = [(row.delivery_id, row.destination) for row in found]
@@ -289,16 +213,14 @@ class Store:
     def delivery(self, delivery_id: int) -> Delivery:
         """One delivery."""
         with self._engine.begin() as tx:
-            return _delivery(tx.execute(sa.select(_DELIVERIES).where(_DELIVERIES.c.delivery_id == delivery_id)).one())
+            return _delivery(tx.execute(sa.select(DELIVERIES).where(DELIVERIES.c.delivery_id == delivery_id)).one())
 
     def unfinished_deliveries(self) -> list[tuple[int, str]]:
         """Number and destination of the deliveries that are still to be made."""
         open_states = [DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.SENT]
         with self._engine.begin() as tx:
             rows = tx.execute(
-                sa.select(_DELIVERIES.c.delivery_id, _DELIVERIES.c.destination).where(
-                    _DELIVERIES.c.state.in_(open_states)
-                )
+                sa.select(DELIVERIES.c.delivery_id, DELIVERIES.c.destination).where(DELIVERIES.c.state.in_(open_states))
             )
             return [(row.delivery_id, row.destination) for row in rows]
 
@@ -311,34 +233,32 @@ class Store:
             Seconds since the last instance of its study came.
         """
         with self._engine.begin() as tx:
-            study_uid = tx.scalar(sa.select(_DELIVERIES.c.study_uid).where(_DELIVERIES.c.delivery_id == delivery_id))
+            study_uid = tx.scalar(sa.select(DELIVERIES.c.study_uid).where(DELIVERIES.c.delivery_id == delivery_id))
             self._lock(tx, str(study_uid))
             row = tx.execute(
-                sa.update(_DELIVERIES)
-                .where(_DELIVERIES.c.delivery_id == delivery_id)
-                .values(
-                    state=state, reason=reason, attempts=_DELIVERIES.c.attempts + int(tried), changed_at=time.time()
-                )
-                .returning(_DELIVERIES.c.study_uid)
+                sa.update(DELIVERIES)
+                .where(DELIVERIES.c.delivery_id == delivery_id)
+                .values(state=state, reason=reason, attempts=DELIVERIES.c.attempts + int(tried), changed_at=time.time())
+                .returning(DELIVERIES.c.study_uid)
             ).one()
             self._finish(tx, row.study_uid)
-            last_at = tx.execute(sa.select(_STUDIES.c.last_at).where(_STUDIES.c.study_uid == row.study_uid))
+            last_at = tx.execute(sa.select(STUDIES.c.last_at).where(STUDIES.c.study_uid == row.study_uid))
             return time.time() - float(last_at.scalar_one())
 
     @staticmethod
     def _lock(tx: sa.Connection, study_uid: str) -> None:
         """Let nobody else change this study's deliveries: else each of the last two leaves the DONE to the other."""
-        tx.execute(sa.select(_STUDIES.c.study_uid).where(_STUDIES.c.study_uid == study_uid).with_for_update())
+        tx.execute(sa.select(STUDIES.c.study_uid).where(STUDIES.c.study_uid == study_uid).with_for_update())
 
     @staticmethod
     def _finish(tx: sa.Connection, study_uid: str) -> None:
         waiting = sa.exists().where(
-            _DELIVERIES.c.study_uid == study_uid,
-            _DELIVERIES.c.state.not_in([DeliveryState.CONFIRMED, DeliveryState.UNCONFIRMED]),
+            DELIVERIES.c.study_uid == study_uid,
+            DELIVERIES.c.state.not_in([DeliveryState.CONFIRMED, DeliveryState.UNCONFIRMED]),
         )
         tx.execute(
-            sa.update(_STUDIES)
-            .where(_STUDIES.c.study_uid == study_uid, _STUDIES.c.state == StudyState.DELIVERING, ~waiting)
+            sa.update(STUDIES)
+            .where(STUDIES.c.study_uid == study_uid, STUDIES.c.state == StudyState.DELIVERING, ~waiting)
             .values(state=StudyState.DONE, done_at=time.time())
         )
 
@@ -347,41 +267,41 @@ class Store:
     def studies(self, *, state: str | None = None, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
         """The studies, the latest first, as plain rows with their number of instances."""
         counted = (
-            sa.select(_INSTANCES.c.study_uid, sa.func.count().label("instances"))
-            .group_by(_INSTANCES.c.study_uid)
+            sa.select(INSTANCES.c.study_uid, sa.func.count().label("instances"))
+            .group_by(INSTANCES.c.study_uid)
             .subquery()
         )
         query = (
-            sa.select(_STUDIES, counted.c.instances)
-            .join(counted, counted.c.study_uid == _STUDIES.c.study_uid)
-            .order_by(_STUDIES.c.last_at.desc())
+            sa.select(STUDIES, counted.c.instances)
+            .join(counted, counted.c.study_uid == STUDIES.c.study_uid)
+            .order_by(STUDIES.c.last_at.desc())
             .limit(limit)
             .offset(offset)
         )
         if state:
-            query = query.where(_STUDIES.c.state == state)
+            query = query.where(STUDIES.c.state == state)
         with self._engine.begin() as tx:
             return [dict(row._mapping) for row in tx.execute(query)]
 
     def study(self, study_uid: str) -> dict[str, Any] | None:
         """One study with its answers of the latest revision and its deliveries, as plain rows; None if unknown."""
         with self._engine.begin() as tx:
-            row = tx.execute(sa.select(_STUDIES).where(_STUDIES.c.study_uid == study_uid)).first()
+            row = tx.execute(sa.select(STUDIES).where(STUDIES.c.study_uid == study_uid)).first()
             if row is None:
                 return None
             answers = tx.execute(
-                sa.select(_ANSWERS)
-                .where(_ANSWERS.c.study_uid == study_uid, _ANSWERS.c.revision == row.revision)
-                .order_by(_ANSWERS.c.model)
+                sa.select(ANSWERS)
+                .where(ANSWERS.c.study_uid == study_uid, ANSWERS.c.revision == row.revision)
+                .order_by(ANSWERS.c.model)
             )
             series = tx.execute(
-                sa.select(_INSTANCES.c.series_uid, sa.func.count().label("instances"))
-                .where(_INSTANCES.c.study_uid == study_uid)
-                .group_by(_INSTANCES.c.series_uid)
-                .order_by(_INSTANCES.c.series_uid)
+                sa.select(INSTANCES.c.series_uid, sa.func.count().label("instances"))
+                .where(INSTANCES.c.study_uid == study_uid)
+                .group_by(INSTANCES.c.series_uid)
+                .order_by(INSTANCES.c.series_uid)
             )
             deliveries = tx.execute(
-                sa.select(_DELIVERIES).where(_DELIVERIES.c.study_uid == study_uid).order_by(_DELIVERIES.c.delivery_id)
+                sa.select(DELIVERIES).where(DELIVERIES.c.study_uid == study_uid).order_by(DELIVERIES.c.delivery_id)
             )
             return {
                 **dict(row._mapping),
@@ -393,10 +313,10 @@ class Store:
     def counts(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
         """Number of studies by state, and of deliveries by destination and state."""
         with self._engine.begin() as tx:
-            studies = tx.execute(sa.select(_STUDIES.c.state, sa.func.count()).group_by(_STUDIES.c.state)).all()
+            studies = tx.execute(sa.select(STUDIES.c.state, sa.func.count()).group_by(STUDIES.c.state)).all()
             deliveries = tx.execute(
-                sa.select(_DELIVERIES.c.destination, _DELIVERIES.c.state, sa.func.count()).group_by(
-                    _DELIVERIES.c.destination, _DELIVERIES.c.state
+                sa.select(DELIVERIES.c.destination, DELIVERIES.c.state, sa.func.count()).group_by(
+                    DELIVERIES.c.destination, DELIVERIES.c.state
                 )
             ).all()
         return {row[0]: row[1] for row in studies}, {(row[0], row[1]): row[2] for row in deliveries}
@@ -405,16 +325,6 @@ class Store:
         """Raise if the database does not answer."""
         with self._engine.begin() as tx:
             tx.execute(sa.text("SELECT 1"))
-
-
-def database_url(directory: Path, database: str, *, name: str = "overread") -> str:
-    """The database's URL by the settings: PostgreSQL where one is given, else a SQLite file in the directory."""
-    return database or f"sqlite:///{directory / f'{name}.sqlite'}"
-
-
-def _make_sqlite_durable(connection: Any, _record: Any) -> None:
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 60000"):
-        connection.execute(f"PRAGMA {pragma}")
 
 
 def _delivery(row: Sequence[Any] | sa.Row[Any]) -> Delivery:

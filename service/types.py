@@ -210,6 +210,27 @@ class Delivery:
     queued_at: float  # seconds since 1970
 
 
+# --- What is remembered ---------------------------------------------------------------------------------------------
+
+
+class StudyState(StrEnum):
+    """Where a study is. RECEIVING -> ANALYSING -> DELIVERING -> DONE; a late instance leads back to RECEIVING."""
+
+    RECEIVING = "receiving"
+    ANALYSING = "analysing"
+    DELIVERING = "delivering"
+    DONE = "done"
+
+
+class Kept(StrEnum):
+    """What became of an instance's row."""
+
+    NEW = "new"
+    SAME = "same"  # known already, with the same bytes
+    OTHER = "other"  # known already, with other bytes: the first ones stay
+    OURS = "ours"  # a result of this Overread that came back; it starts nothing, or it would start itself for ever
+
+
 # --- The seams ------------------------------------------------------------------------------------------------------
 
 

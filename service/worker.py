@@ -23,7 +23,8 @@ from service.errors import BackendError, DeliveryError, NotUnderstood
 from service.intake.study import group, read_instance
 from service.pipeline import analyse
 from service.results import deliver
-from service.store import Store, database_url
+from service.store import Store
+from service.tables import database_url
 from service.types import Delivery, DeliveryState, Model, Study
 
 _WATCH_SECONDS = 0.5  # how often quiet studies are looked for

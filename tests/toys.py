@@ -77,7 +77,7 @@ def _graph() -> onnx.ModelProto:
         "bright",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 1, size, size, size])],
         [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N", 1, WINDOW, WINDOW, WINDOW])],
-        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 

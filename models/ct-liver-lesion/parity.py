@@ -9,16 +9,17 @@ project's tests, need no TensorFlow. The numbers kept here were made with tensor
 2.21.0 on a CPU; that takes two minutes and 12 GB of memory.
 
 TensorFlow computes in float64. In float32 its sums over millions of voxels are so coarse that its own
-probabilities are off by up to 0.6 (``build.Graph.activate`` says why).
+probabilities are off by up to 0.6 (``Graph.activate`` in ``graph.py`` says why).
 
 Arrays are (x, y, z), float32; image values are those that the networks expect, from -0.5 to 0.5. A program
-that imports this file puts its folder first in ``sys.path``, for ``build``.
+that imports this file puts its folder first in ``sys.path``, for ``build`` and ``weights``.
 """
 
 import argparse
 import contextlib
 import importlib
 import io
+import itertools
 import sys
 import tempfile
 import types
@@ -27,12 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from build import LESION, LIVER, Network, open_wheel
+from build import LIVER, NETWORKS, Network
 from numpy.typing import NDArray
+from weights import open_wheel
 
 FIXTURE = Path(__file__).with_name("parity.npz")
-
-NETWORKS = (LIVER, LESION)
 
 IMAGES = ("noise", "body")
 
@@ -86,33 +86,32 @@ def image(network: Network, kind: str) -> NDArray[np.float32]:
     return voxels.astype(np.float32)
 
 
-def check(models: Path) -> dict[str, float]:
-    """Run the ONNX files on the images.
+def difference(models: Path, network: Network, kind: str) -> float:
+    """Run an ONNX file on one of the images.
 
     Parameters
     ----------
     models
         Holds ``ct-liver/1/model.onnx`` and ``ct-liver-lesion/1/model.onnx``.
+    network
+        Which of the two.
+    kind
+        The image: one of ``IMAGES``.
 
     Returns
     -------
     worst
-        Greatest difference of a probability from TensorFlow's at the voxels kept, by network and image.
+        Greatest difference of a probability from TensorFlow's at the voxels kept.
     """
-    import onnxruntime
+    import onnxruntime  # here, as ``make`` runs where TensorFlow is and this need not be
 
-    worst = {}
     kept = np.load(FIXTURE)
-    for network in NETWORKS:
-        path = models / network.folder / "1" / "model.onnx"
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        for kind in IMAGES:
-            name = f"{network.folder}.{kind}"
-            batch = image(network, kind)[np.newaxis, np.newaxis]
-            probability = np.asarray(session.run(["probability"], {"input": batch})[0]).reshape(-1)
-            difference = probability[kept[f"{name}.voxels"]] - kept[f"{name}.probability"]
-            worst[name] = float(np.abs(difference).max())
-    return worst
+    path = models / network.folder / "1" / "model.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    batch = image(network, kind)[np.newaxis, np.newaxis]
+    probability = np.asarray(session.run(["probability"], {"input": batch})[0]).reshape(-1)
+    name = f"{network.folder}.{kind}"
+    return float(np.abs(probability[kept[f"{name}.voxels"]] - kept[f"{name}.probability"]).max())
 
 
 def make(wheel: Path) -> None:
@@ -229,9 +228,7 @@ def _old_keras() -> Iterator[Any]:
     keras = types.ModuleType("keras")
     keras.__dict__.update(backend=tf_keras.backend, regularizers=tf_keras.regularizers)
     names = {"keras": keras, "keras.models": tf_keras.models, "keras.layers": layers}
-    names |= {
-        f"keras.layers.{part}": layers for part in ("convolutional", "advanced_activations", "normalization")
-    }
+    names |= {f"keras.layers.{part}": layers for part in ("convolutional", "advanced_activations", "normalization")}
     before = {name: sys.modules.get(name) for name in names}
     sys.modules.update(names)
     try:
@@ -248,9 +245,7 @@ def main() -> int:
     """Check or make, from the command line."""
     parser = argparse.ArgumentParser(description="Compare the ONNX files with TensorFlow.")
     commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser(
-        "check", help="compare the ONNX files with the numbers kept beside this file"
-    )
+    checking = commands.add_parser("check", help="compare the ONNX files with the numbers kept beside this file")
     checking.add_argument("models", type=Path, help="the model repository")
     making = commands.add_parser("make", help="compute those numbers again, with TensorFlow")
     making.add_argument("wheel", type=Path, help="the wheel of pyliverlesionseg 0.3")
@@ -258,10 +253,12 @@ def main() -> int:
     if arguments.command == "make":
         make(arguments.wheel)
         return 0
-    worst = check(arguments.models)
-    for name, difference in worst.items():
-        print(f"{name}: {difference:.1e}")
-    return 0 if max(worst.values()) <= TOLERANCE else 1
+    kept = True
+    for network, kind in itertools.product(NETWORKS, IMAGES):
+        worst = difference(arguments.models, network, kind)
+        print(f"{network.folder}, {kind}: {worst:.1e}")
+        kept = kept and worst <= TOLERANCE
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

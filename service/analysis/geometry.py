@@ -69,12 +69,14 @@ def stack(instances: Sequence[Instance]) -> Stack:
 
 
 def cosines(instance: Instance) -> NDArray[np.float64]:
-    """[6] ImageOrientationPatient as unit vectors: headers round them to as few as three digits."""
-    halves = numbers(instance, "ImageOrientationPatient", 6).reshape(2, 3)
-    lengths = np.linalg.norm(halves, axis=1, keepdims=True)
-    if not lengths.all():
+    """[6] ImageOrientationPatient as perpendicular unit vectors: headers round them to as few as three digits."""
+    row, column = numbers(instance, "ImageOrientationPatient", 6).reshape(2, 3)
+    row = row / (np.linalg.norm(row) or 1.0)
+    column = column - (column @ row) * row
+    column = column / (np.linalg.norm(column) or 1.0)
+    if np.linalg.norm(np.cross(row, column)) < 0.5:
         raise _missing(instance, "ImageOrientationPatient", "an ImageOrientationPatient without direction")
-    return np.asarray((halves / lengths).reshape(6))
+    return np.concatenate([row, column])
 
 
 def numbers(instance: Instance, keyword: str, count: int) -> NDArray[np.float64]:

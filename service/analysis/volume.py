@@ -43,7 +43,7 @@ def read_volume(series: Series) -> SourceVolume:
     spacing_rows, spacing_columns = numbers(placed.ordered[0], "PixelSpacing", 2)
     step = (placed.positions[-1] - placed.positions[0]) / (len(placed.ordered) - 1)
     affine = np.eye(4)
-    affine[:3, 0] = step
+    affine[:3, 0] = (step @ placed.normal) * placed.normal  # what `_check` lets drift off it is below a voxel
     affine[:3, 1] = placed.column_direction * spacing_rows
     affine[:3, 2] = placed.row_direction * spacing_columns
     affine[:3, 3] = placed.positions[0]
@@ -68,10 +68,12 @@ def _check(series: Series, placed: Stack) -> None:
     spacings = {tuple(float(v) for v in numbers(i, "PixelSpacing", 2).round(4)) for i in placed.ordered}
     if len(spacings) > 1 or min(min(spacings)) <= 0:
         raise _unsuitable(series, f"pixel spacings {sorted(spacings)} mm", "all have one pixel spacing, above 0")
-    if series.modality == "CT" and any(h.get("RescaleSlope") is None for h in images):
+    if series.modality == "CT" and any(
+        h.get("RescaleSlope") is None or h.get("RescaleIntercept") is None for h in images
+    ):
         raise MissingAttribute(
             doing=f"reading the values of series {series.series_instance_uid}",
-            found="no RescaleSlope and RescaleIntercept in some images",
+            found="no RescaleSlope or no RescaleIntercept in some images",
             rule="stored values of a CT image become HU by them (Type 1, PS3.3 C.8.2.1)",
             way_out="send the original images of the scanner",
         )

@@ -15,7 +15,8 @@ from service import __version__, metrics
 from service.config import Config
 from service.evidence import folder_of
 from service.intake.complete import quiet
-from service.store import Store, StudyState
+from service.store import Store
+from service.types import StudyState
 
 Uid = Annotated[str, "A DICOM UID (PS3.5 section 9.1)"]
 State = Literal["receiving", "analysing", "delivering", "done"]

@@ -25,7 +25,8 @@ from service.intake import scp
 from service.intake.receive import OnOutcome, StorageHandler
 from service.intake.scp import GRACE_SECONDS, TICK_SECONDS
 from service.intake.spool import Spool
-from service.store import Store, database_url
+from service.store import Store
+from service.tables import database_url
 
 _START_SECONDS: Final = 60.0  # for all processes to listen
 _PAUSE_SECONDS: Final = 1.0  # before a dead process is replaced

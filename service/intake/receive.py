@@ -21,7 +21,8 @@ from service.codes import SUCCESS
 from service.errors import IntakeError, NotUnderstood, OutOfSpace, WrongClass
 from service.intake.encoding import identify, is_uid
 from service.intake.spool import Spool
-from service.store import Kept, Store
+from service.store import Store
+from service.types import Kept
 
 OnOutcome = Callable[[str, int], None]
 

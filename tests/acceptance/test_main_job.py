@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -88,6 +89,12 @@ def test_a_pushed_study_comes_back_with_its_lesion(
     assert 'overread_studies{state="done"} 1.0' in metrics
     assert 'overread_delivery_attempts_total{destination="pacs",outcome="confirmed"} 4.0' in metrics
     assert service.stop() == 0
+
+    # Promise 8, and a log that machines can read: JSON in every line, no patient in any.
+    for line in service.log().splitlines():
+        assert json.loads(line)["event"]
+        assert "phantom" not in line.lower()
+    assert "phantom" not in metrics.lower()
 
 
 def test_nothing_found_is_an_answer_too(service: Service, orthanc: Orthanc, tmp_path: Path) -> None:

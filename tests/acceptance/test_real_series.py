@@ -66,7 +66,7 @@ def _analyse(name: str, folder: Path, service: Service, orthanc: Orthanc, base: 
     state = ""
     while state not in ("delivering", "done"):
         study = service.get(f"/api/v1/studies/{study_uid}")
-        running = [part for part in study["progress"].values() if 0 < part["done"] < part["total"]]
+        running = [part for part in study["progress"].values() if part["done"] < part["total"]]
         together |= len(running) > 1
         state = study["state"]
     study = service.wait_for_study(study_uid, seconds=600)

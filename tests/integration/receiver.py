@@ -21,7 +21,8 @@ from pynetdicom.dsutils import encode
 
 from service.config import Config, Intake, StoreSection
 from service.intake.processes import Receivers
-from service.store import Store, database_url
+from service.store import Store
+from service.tables import database_url
 from tests.support import free_port
 
 CT, VERIFICATION = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.1"

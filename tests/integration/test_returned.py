@@ -13,7 +13,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
-from service.store import Store, database_url
+from service.store import Store
+from service.tables import database_url
 from service.types import Delivery, DeliveryState
 from tests.integration.receiver import EXPLICIT, Site, associated, explicit, image, put, running, wait
 from tests.support import counterpart

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from service.store import Kept, Store, StudyState, database_url
-from service.types import Delivery, DeliveryState
+from service.store import Store
+from service.tables import database_url
+from service.types import Delivery, DeliveryState, Kept, StudyState
 from tests.support import free_port, missing
 
 STUDY = "1.2.3"

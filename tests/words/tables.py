@@ -94,9 +94,8 @@ def _docstring(field: FieldInfo) -> str:
     annotation: Any = field.annotation
     found: list[Any] = [annotation, *typing.get_args(annotation)]
     for candidate in found:
-        if isinstance(candidate, type) and not isinstance(candidate, types.GenericAlias) and candidate.__doc__:
-            if issubclass(candidate, BaseModel):
-                return _sentence(candidate.__doc__)
+        if isinstance(candidate, type) and not isinstance(candidate, types.GenericAlias):
+            return _sentence(candidate.__doc__)
     raise AssertionError(f"{field} has neither a description nor a documented type")
 
 

@@ -1,0 +1,82 @@
+"""The tables of the store, and how a database is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+TABLES = sa.MetaData()
+
+STUDIES = sa.Table(
+    "studies",
+    TABLES,
+    sa.Column("study_uid", sa.String(64), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("revision", sa.Integer, nullable=False),  # grows when instances come after the analysis began
+    sa.Column("first_at", sa.Float, nullable=False),  # seconds since 1970
+    sa.Column("last_at", sa.Float, nullable=False, index=True),
+    sa.Column("started_at", sa.Float),
+    sa.Column("answered_at", sa.Float),
+    sa.Column("done_at", sa.Float),
+)
+INSTANCES = sa.Table(
+    "instances",
+    TABLES,
+    sa.Column("sop_uid", sa.String(64), primary_key=True),
+    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("series_uid", sa.String(64), nullable=False),
+    sa.Column("class_uid", sa.String(64), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("received_at", sa.Float, nullable=False),
+)
+ANSWERS = sa.Table(
+    "answers",
+    TABLES,
+    sa.Column("study_uid", sa.String(64), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),  # JSON, as the API shows it
+)
+DELIVERIES = sa.Table(
+    "deliveries",
+    TABLES,
+    sa.Column("delivery_id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("destination", sa.String(64), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("class_uid", sa.String(64), nullable=False),
+    sa.Column("series_uid", sa.String(64), nullable=False),
+    sa.Column("sop_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("queued_at", sa.Float, nullable=False),
+    sa.Column("changed_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("destination", "sop_uid"),  # one object goes to a destination once
+)
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Open a database; SQLite commits to the disk before it returns, and lets readers read beside a writer."""
+    lite = url.startswith("sqlite")
+    engine = sa.create_engine(
+        url, connect_args={"timeout": 60} if lite else {}, pool_pre_ping=not lite, pool_size=10, max_overflow=20
+    )
+    if lite:
+        sa.event.listen(engine, "connect", _make_sqlite_durable)
+    return engine
+
+
+def database_url(directory: Path, database: str, *, name: str = "overread") -> str:
+    """The database's URL by the settings: PostgreSQL where one is given, else a SQLite file in the directory."""
+    return database or f"sqlite:///{directory / f'{name}.sqlite'}"
+
+
+def _make_sqlite_durable(connection: Any, _record: Any) -> None:
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 60000"):
+        connection.execute(f"PRAGMA {pragma}")

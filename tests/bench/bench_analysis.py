@@ -1,0 +1,65 @@
+"""The whole analysis of the phantom, beside the bare networks on the same number of patches, in one run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.analysis.onnx import OnnxBackend
+from service.analysis.schedule import Scheduler, Stream
+from service.demo.phantom import chest_abdomen
+from service.demo.phantom_dicom import write_series
+from service.models import installed
+from service.pipeline import analyse
+from service.run import read_folder
+from tests.support import REPOSITORY
+
+ROUNDS = 3
+
+
+class _Counting(OnnxBackend):
+    """Remembers which patches it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Counter[str] = Counter()
+        self.example: dict[str, NDArray[np.float32]] = {}
+
+    def infer(self, network: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.asked[network] += 1
+        self.example.setdefault(network, batch)
+        return super().infer(network, batch)
+
+
+def test_the_analysis_beside_the_bare_networks(tmp_path: Path) -> None:
+    write_series(chest_abdomen(), tmp_path / "study")
+    (study,) = read_folder(tmp_path / "study")
+    models = installed(REPOSITORY / "models")
+    backend = _Counting()
+    for model in models:
+        backend.load(model)
+    ratios, seconds = [], []
+    for _ in range(ROUNDS):
+        backend.asked.clear()
+        scheduler = Scheduler(backend)
+        began = time.perf_counter()
+        evidence = analyse(study, models, scheduler, progress=lambda **_: None)
+        whole = time.perf_counter() - began
+        assert sum(len(answer.findings) for answer in evidence.answers) >= 8
+        # The same patches, back to back, through the same sessions and threads, with nothing around them.
+        began = time.perf_counter()
+        for network, count in dict(backend.asked).items():
+            for _ in scheduler.map(Stream(), network, [backend.example[network][0]] * count):
+                pass
+        bare = time.perf_counter() - began
+        scheduler.close()
+        ratios.append(bare / whole)
+        seconds.append(whole)
+    figures = {"seconds": round(statistics.median(seconds), 1), "bare_over_whole": round(statistics.median(ratios), 2)}
+    print(json.dumps(figures))
