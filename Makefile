@@ -22,6 +22,7 @@ lint: $(STAMP)
 
 check-types: $(STAMP)
 	$(BIN)/mypy
+	for script in models/*/build.py; do $(BIN)/mypy $${script%/*} || exit 1; done
 
 bench: models
 	$(BIN)/python -m pytest tests/bench -s --override-ini python_files='bench_*.py'

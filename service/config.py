@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from service.errors import ConfigError
-from service.spec import explain
+from service.files import Frozen, read_toml
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Intake(_Section):
+class Intake(Frozen):
     """How studies come in."""
 
     ae_title: AETitle = Field(default="OVERREAD", description="Our application entity title (PS3.5 VR AE).")
@@ -34,7 +28,7 @@ class Intake(_Section):
     )
 
 
-class Analysis(_Section):
+class Analysis(Frozen):
     """What is run on them."""
 
     backend: str = Field(
@@ -49,7 +43,7 @@ class Analysis(_Section):
     threads: int = Field(default=0, ge=0, description="CPU threads for inference; 0: as many as there are cores.")
 
 
-class Destination(_Section):
+class Destination(Frozen):
     """Where results go."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name in the API, the logs and the metrics.")
@@ -64,7 +58,7 @@ class Destination(_Section):
     retry_hours: float = Field(default=72.0, gt=0, description="How long transient failures are tried again.")
 
 
-class StoreSection(_Section):
+class StoreSection(Frozen):
     """Where things are remembered."""
 
     directory: Path = Field(default=Path("var"), description="Spool, evidence and, by default, the SQLite files.")
@@ -75,14 +69,14 @@ class StoreSection(_Section):
     )
 
 
-class Api(_Section):
+class Api(Frozen):
     """What is seen from outside."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: Port = Field(default=8080, description="HTTP port to listen on.")
 
 
-class Config(_Section):
+class Config(Frozen):
     """A site's file."""
 
     intake: Intake = Intake()
@@ -112,22 +106,7 @@ def read_config(path: Path) -> Config:
     ConfigError
         With the file, the keys and what is allowed there.
     """
-    try:
-        config = Config.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(
-            doing=f"reading the configuration {path}",
-            found=str(exc),
-            rule="the configuration is one readable TOML file in UTF-8",
-            way_out="name an existing file with --config and mend its syntax",
-        ) from exc
-    except ValidationError as exc:
-        raise ConfigError(
-            doing=f"reading the configuration {path}",
-            found=explain(exc),
-            rule="each key is one that the README's table of settings names, within its bounds",
-            way_out="mend or remove the keys named here",
-        ) from exc
+    config = read_toml(path, Config)
     home = path.resolve().parent
     return config.model_copy(
         update={

@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from service.files import sync_folder
 from service.types import Answer, Evidence, Finding, Point, ResultObject
 
 _ANSWERS = "answers.json"
@@ -128,12 +129,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (fsync of the directory)."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

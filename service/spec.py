@@ -8,14 +8,14 @@ models directory (a Triton repository has one network per folder), by default th
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from service.codes import Code
 from service.errors import ConfigError
+from service.files import Frozen, read_toml
 
 Triple = tuple[float, float, float]
 Size = Annotated[int, Field(ge=1, le=4096)]
@@ -23,12 +23,6 @@ Millimetres = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Shape = tuple[int, int, int]
-
-
-class Frozen(BaseModel):
-    """A value from a file: never changed, never with a key that nobody reads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 def ascending(limits: tuple[float, float]) -> tuple[float, float]:
@@ -307,22 +301,7 @@ def read_spec(folder: Path) -> ModelSpec:
         If the file is missing, is no TOML, or says what it may not.
     """
     path = folder / "model.toml"
-    try:
-        spec = ModelSpec.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(
-            doing=f"reading {path}",
-            found=str(exc),
-            rule="a model folder has a model.toml in UTF-8",
-            way_out="mend the file, or take the folder out of the models directory",
-        ) from exc
-    except ValidationError as exc:
-        raise ConfigError(
-            doing=f"reading {path}",
-            found=explain(exc),
-            rule="each key of model.toml is one that the README's table of models names, within its bounds",
-            way_out="mend the keys named here",
-        ) from exc
+    spec = read_toml(path, ModelSpec)
     if spec.name != folder.name:
         raise ConfigError(
             doing=f"reading {path}",
@@ -331,10 +310,3 @@ def read_spec(folder: Path) -> ModelSpec:
             way_out="rename one of the two",
         )
     return spec
-
-
-def explain(exc: ValidationError) -> str:
-    """What pydantic found, on one line: each key by its path, with what was wrong."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in error['loc']) or 'the file'}: {error['msg']}" for error in exc.errors()
-    )

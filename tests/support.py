@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from service.demo.pacs import free_port as free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIRED = os.environ.get("REQUIRE_COUNTERPARTS") == "1"
@@ -29,14 +30,6 @@ def counterpart(program: str) -> str:
             return path
     missing(f"the program {program}")
     raise AssertionError("unreachable")
-
-
-def free_port() -> int:
-    """A TCP port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def real_series(name: str) -> Path:

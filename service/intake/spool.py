@@ -20,6 +20,7 @@ from pathlib import Path
 
 from service.codes import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from service.errors import OutOfSpace
+from service.files import sync_folder
 from service.intake.encoding import Identity, is_uid
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -52,7 +53,7 @@ class Spool:
         missing = [folder for folder in (self._incoming, *self._incoming.parents) if not folder.exists()]
         self._incoming.mkdir(parents=True, exist_ok=True)
         for folder in missing:
-            _fsync_folder(folder.parent)
+            sync_folder(folder.parent)
         self._synced: set[Path] = set()
         self._lock = threading.Lock()
 
@@ -92,7 +93,7 @@ class Spool:
                 path = self._name(temp, folder, identity.sop_instance_uid, sha256)
             finally:
                 temp.unlink(missing_ok=True)
-            _fsync_folder(folder)  # also where the file was there already: its writer may not have come so far
+            sync_folder(folder)  # also where the file was there already: its writer may not have come so far
         except OSError as exc:
             if exc.errno not in _NO_SPACE:
                 raise
@@ -129,7 +130,7 @@ class Spool:
         except FileExistsError:
             if folder in self._synced:
                 return folder
-        _fsync_folder(self._directory)  # once per process, for another may have made it and not come to its fsync
+        sync_folder(self._directory)  # once per process, for another may have made it and not come to its fsync
         with self._lock:
             if len(self._synced) > 10_000:
                 self._synced.clear()
@@ -178,11 +179,3 @@ def _sha256_of_data_set(path: Path) -> str:
             file.seek(144 + struct.unpack_from("<L", head, 140)[0])
             return hashlib.file_digest(file, "sha256").hexdigest()
     return ""
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

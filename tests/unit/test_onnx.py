@@ -184,3 +184,15 @@ def test_threads_are_shared_out_among_the_slots(tmp_path: Path) -> None:
     folder = write_model(tmp_path)
     answer = _backend(folder, threads=1).infer("bright", np.ones((1, 1, SIZE, SIZE, SIZE), np.float32))
     assert answer.min() > 0.99
+
+
+def test_a_network_that_broke_its_contract_is_never_run(tmp_path: Path) -> None:
+    """The service starts without it; a study that asks for it must not be answered by a network nobody described."""
+    folder = write_model(tmp_path)
+    _edit_toml('"probability"', '"mask"')(folder)
+    backend = OnnxBackend(threads=1)
+    with pytest.raises(ContractBroken):
+        backend.load(_model(folder))
+    for network in ("bright", "unknown"):
+        with pytest.raises(ContractBroken, match=f"running the network {network}"):
+            backend.infer(network, np.ones((1, 1, SIZE, SIZE, SIZE), np.float32))

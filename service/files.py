@@ -1,0 +1,59 @@
+"""Files as both ends of the product know them: typed TOML that is read, folders whose names are made durable."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """A value from a file: never changed, never with a key that nobody reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+Kind = TypeVar("Kind", bound=Frozen)
+
+
+def read_toml(path: Path, kind: type[Kind]) -> Kind:
+    """Read a TOML file into its type.
+
+    Raises
+    ------
+    ConfigError
+        With the file, and the syntax or the keys that are wrong.
+    """
+    try:
+        return kind.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(
+            doing=f"reading {path}",
+            found=str(exc),
+            rule="it is one readable TOML file in UTF-8",
+            way_out="name an existing file, and mend its syntax",
+        ) from exc
+    except ValidationError as exc:
+        found = [
+            f"{'.'.join(str(part) for part in error['loc']) or 'the file'}: {error['msg']}" for error in exc.errors()
+        ]
+        raise ConfigError(
+            doing=f"reading {path}",
+            found="; ".join(found),
+            rule="each key is one that the README's tables name, within its bounds",
+            way_out="mend or remove the keys named here",
+        ) from exc
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (fsync of the directory)."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
