@@ -9,7 +9,8 @@
     ├── StudyUnsuitable          final and nobody's fault; answered with a coded SR
     │   ├── NoModelApplies       no series that the model takes
     │   ├── MissingAttribute     a header lacks what the analysis needs
-    │   └── UnsuitableGeometry   the images are no volume that the model takes
+    │   ├── UnsuitableGeometry   the images are no volume that the model takes
+    │   └── RegionNotFound       the organ in which the model looks is not in the images
     ├── BackendError
     │   ├── BackendUnavailable   retry: no server, no device
     │   ├── BackendTimeout       retry: no answer in time
@@ -98,6 +99,10 @@ class MissingAttribute(StudyUnsuitable):
 
 class UnsuitableGeometry(StudyUnsuitable):
     """The images do not form a volume, or not one that the model takes."""
+
+
+class RegionNotFound(StudyUnsuitable):
+    """The organ in which the model looks was not found in the images: nothing was looked at."""
 
 
 class BackendError(ServiceError):

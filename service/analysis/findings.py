@@ -35,8 +35,10 @@ def find(
     """
     rules = spec.findings
     labels, count = ndimage.label(prediction.probability > spec.stages[-1].threshold, structure=_TOUCHING)
+    if count == 0:
+        return (), 0
     found = []
-    for label, place in enumerate(ndimage.find_objects(labels, max_label=count), start=1):
+    for label, place in enumerate(ndimage.find_objects(labels), start=1):
         if place is None:
             continue
         mask = labels[place] == label

@@ -11,6 +11,7 @@ from service.analysis import regions
 from service.analysis.resample import Grid, bounds, greatest, resample, whole
 from service.analysis.schedule import Scheduler, Stream
 from service.analysis.windows import Axes, Map, Windows
+from service.errors import RegionNotFound
 from service.spec import ModelSpec, Stage
 from service.types import Prediction, Progress, SourceVolume
 
@@ -24,6 +25,8 @@ def infer(
 
     Raises
     ------
+    RegionNotFound
+        If an earlier stage found nothing of that in which a later one works.
     BackendError
         If a network can't be run.
     """
@@ -33,6 +36,13 @@ def infer(
     seconds: dict[str, float] = {}
     for stage in spec.stages:
         began = time.perf_counter()
+        if stage.within and not maps[stage.within.stage].mask.any():
+            raise RegionNotFound(
+                doing=f"looking for the region of {spec.name} in series {source.series.series_instance_uid}",
+                found=f"no {stage.within.stage} in the images",
+                rule=f"its stage {stage.name} works within the {stage.within.stage}",
+                way_out="nothing, if that part of the body was not scanned; else look at the images",
+            )
         axes = Axes.of(source.volume.get_closest_patient_orientation(), stage.orientation)
         if stage.rule == "network":
             windows = Windows(array=array, grid=grid, stage=stage, axes=axes, maps=maps)

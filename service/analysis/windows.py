@@ -14,6 +14,7 @@ import numpy as np
 from highdicom import PatientOrientationValuesBiped
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import expit
 
 from service.analysis.resample import Grid, Vector, bounds, resample, whole
 from service.spec import Shape, Stage
@@ -208,7 +209,7 @@ def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _activate(answer: NDArray[np.float32], stage: Stage) -> NDArray[np.float32]:
     """Probabilities, 0..1, from the network's answer [channels, *spatial*]."""
     if stage.activation == "sigmoid":
-        return np.asarray(1 / (1 + np.exp(-answer)), np.float32)
+        return np.asarray(expit(answer), np.float32)
     if stage.activation == "softmax":
         powers = np.exp(answer - answer.max(axis=0, keepdims=True))
         return np.asarray(powers / powers.sum(axis=0, keepdims=True), np.float32)

@@ -31,7 +31,12 @@ def read_instance(path: Path) -> Instance:
             path=path,
             header=header,
         )
-        uids = (found.sop_instance_uid, str(header.StudyInstanceUID), str(header.SeriesInstanceUID))
+        uids = (
+            found.sop_instance_uid,
+            found.sop_class_uid,
+            str(header.StudyInstanceUID),
+            str(header.SeriesInstanceUID),
+        )
         if not all(uids) or "None" in uids:
             raise ValueError("an empty UID")
     except Exception as exc:  # damaged files make pydicom raise anything from zlib.error to NotImplementedError

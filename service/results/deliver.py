@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, Comprehensive3DSRStorage, ExplicitVRLittleEndian, SegmentationStorage
 from pynetdicom import AE
 from pynetdicom.association import Association
@@ -75,7 +76,16 @@ def send(path: Path, sop_class_uid: str, destination: Destination, *, our_ae_tit
     DeliveryError
         Its ``retry`` tells whether trying again may help.
     """
-    dataset = dcmread(path)
+    try:
+        dataset = dcmread(path)
+    except (OSError, InvalidDicomError) as exc:
+        raise InstanceRefused(
+            doing=f"reading the frozen object {path.name}",
+            found=type(exc).__name__,
+            rule="frozen objects stay on the disk as they were written",
+            way_out="find out who removed or changed it; re-analyse the study",
+            retry=False,
+        ) from exc
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     with _association(destination, our_ae_title, sop_class_uid, syntax) as association:
         answer = _answered(association.send_c_store(dataset), destination, f"C-STORE of {dataset.SOPInstanceUID}")
@@ -166,6 +176,13 @@ def _association(
             raise _not_accepted(doing, abstract_syntax)
         yield association
         association.release()
+    except RuntimeError as exc:  # pynetdicom's word for a peer that hung up between two messages
+        raise PeerUnreachable(
+            doing=doing,
+            found="the connection was ended by the other side",
+            rule="an association stays open until it is released (PS3.8 section 7)",
+            way_out="look at the destination; the object is sent again",
+        ) from exc
     finally:
         if association.is_established:
             association.abort()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom import Dataset
 
 from service.analysis.select import NoSeriesFits, select
@@ -38,7 +39,7 @@ RULES: dict[str, Any] = {
 }
 
 
-def _header(uid: str, position: Sequence[float], attributes: dict[str, Any]) -> Dataset:
+def _header(uid: str, position: NDArray[np.float64], attributes: dict[str, Any]) -> Dataset:
     header = Dataset()
     header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID = "1.2", "1.2.1", uid
     header.ImagePositionPatient = [float(v) for v in position]
@@ -87,7 +88,7 @@ def _spec(**rules: Any) -> ModelSpec:
 
 
 LOCALIZER = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
-REASONS = {
+REASONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another modality": ({"Modality": "MR"}, {}, "modality MR, the model takes CT"),
     "no modality": ({"Modality": ""}, {}, "modality unknown, the model takes CT"),
     "a result of our own": ({"Manufacturer": "Overread", "ManufacturerModelName": "Overread"}, {}, "of our own"),
@@ -136,7 +137,7 @@ def test_a_series_left_out_has_its_reason(case: str) -> None:
     assert left.reason in caught.value.found
 
 
-FITS = {
+FITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "its body part": ({}, {}),
     "its body part in small letters": ({"BodyPartExamined": "Chest"}, {}),
     "its words": ({"BodyPartExamined": "TRUNK", "SeriesDescription": "Thorax nativ"}, {}),
@@ -154,6 +155,7 @@ FITS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 @pytest.mark.parametrize("case", FITS)
 def test_a_series_fits_by(case: str) -> None:
     attributes, rules = FITS[case]
@@ -182,7 +184,7 @@ def test_the_images_are_ordered_by_position() -> None:
 
 # --- Among several --------------------------------------------------------------------------------------------------
 
-RANKS = {
+RANKS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "contrast before none": ({"contrast": "preferred"}, {"ContrastBolusAgent": None}, {}),
     "its words before others": ({"preferred_words": ["soft"]}, {}, {"SeriesDescription": "SOFT"}),
     "contrast before words": (

@@ -1,0 +1,133 @@
+"""What an analysis leaves: frozen once, whole or not at all, and told to the API without arrays or names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service import evidence
+from service.types import Answer, Evidence, Exclusion, Outcome, Picture, ResultObject, Selection
+from tests.phantoms import make
+
+
+@pytest.fixture(scope="module")
+def answer(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    phantom = make(tmp_path_factory.mktemp("series"))
+    return Answer(
+        model=phantom.making.model.spec,
+        weights_sha256="ab" * 32,
+        outcome=Outcome.FINDINGS,
+        reason="",
+        selection=Selection(series=phantom.source.series, why="axial", excluded=()),
+        excluded=(Exclusion(series_instance_uid="1.2.9", reason="localizers only"),),
+        findings=phantom.findings,
+        dropped=3,
+        notes=("odd",),
+        seconds={"infer": 1.23456},
+        objects=(
+            ResultObject(
+                kind="SEG", sop_class_uid="1.1", series_instance_uid="1.2", sop_instance_uid="1.3", content=b"seg"
+            ),
+            ResultObject(
+                kind="SR", sop_class_uid="2.1", series_instance_uid="2.2", sop_instance_uid="2.3", content=b"sr"
+            ),
+        ),
+        pictures=(Picture(finding=1, png=b"one"), Picture(finding=2, png=b"two")),
+    )
+
+
+def _evidence(*answers: Answer) -> Evidence:
+    return Evidence(study_instance_uid="1.2.3", answers=answers)
+
+
+def test_everything_is_frozen_under_the_names_that_the_answers_say(answer: Answer, tmp_path: Path) -> None:
+    folder = evidence.freeze(tmp_path, _evidence(answer), 4)
+    assert folder == evidence.folder_of(tmp_path, "1.2.3", 4)
+    (told,) = evidence.frozen_answers(folder)
+    assert told == json.loads(json.dumps(evidence.as_json(answer)))
+    assert [(folder / made["file"]).read_bytes() for made in told["objects"]] == [b"seg", b"sr"]
+    assert [made["bytes"] for made in told["objects"]] == [3, 2]
+    assert [(folder / finding["picture"]).read_bytes() for finding in told["findings"]] == [b"one", b"two"]
+    assert len(list(folder.iterdir())) == 5
+    assert [path.name for path in folder.parent.iterdir()] == ["4"], "no draft is left"
+
+
+def test_what_is_frozen_never_changes(answer: Answer, tmp_path: Path) -> None:
+    folder = evidence.freeze(tmp_path, _evidence(answer), 0)
+    changed = replace(answer, objects=(replace(answer.objects[1], content=b"other"),), findings=(), pictures=())
+    assert evidence.freeze(tmp_path, _evidence(changed), 0) == folder
+    assert (folder / evidence.object_name(answer, answer.objects[1])).read_bytes() == b"sr"
+    again = evidence.freeze(tmp_path, _evidence(changed), 1)
+    assert (again / evidence.object_name(answer, answer.objects[1])).read_bytes() == b"other"
+
+
+def test_each_answer_has_files_of_its_own(answer: Answer, tmp_path: Path) -> None:
+    other = replace(answer, model=answer.model.model_copy(update={"name": "another"}))
+    folder = evidence.freeze(tmp_path, _evidence(answer, other), 0)
+    assert len(list(folder.iterdir())) == 9
+    assert [told["model"] for told in evidence.frozen_answers(folder)] == ["phantom-lesion", "another"]
+
+
+@pytest.mark.parametrize("failing", range(7))
+def test_a_crash_on_the_way_leaves_nothing(
+    failing: int, answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fsync of the draft fails once: five files and a folder, then it is there."""
+    real, calls = os.fsync, 0
+
+    def fsync(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError("no space left")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = evidence.folder_of(tmp_path, "1.2.3", 0)
+    if failing:
+        with pytest.raises(OSError, match="no space"):
+            evidence.freeze(tmp_path, _evidence(answer), 0)
+        assert not folder.exists()
+        assert list(folder.parent.iterdir()) == []
+    evidence.freeze(tmp_path, _evidence(answer), 0)
+    assert len(list(folder.iterdir())) == 5
+
+
+def test_every_file_and_folder_is_made_durable(answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[tuple[int, int]] = set()
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        status = os.fstat(handle)
+        synced.add((status.st_dev, status.st_ino))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = evidence.freeze(tmp_path, _evidence(answer), 0)
+    for path in (*folder.iterdir(), folder, folder.parent, folder.parent.parent, tmp_path):
+        assert (path.stat().st_dev, path.stat().st_ino) in synced, path.name
+
+
+def test_the_api_sees_plain_values_and_no_patient(answer: Answer) -> None:
+    told: dict[str, Any] = evidence.as_json(answer)
+    words = json.dumps(told)
+    assert "Phantom^Test" not in words
+    assert "P-0001" not in words
+    assert told["outcome"] == "findings"
+    assert told["excluded"] == [{"series_uid": "1.2.9", "reason": "localizers only"}]
+    assert (told["dropped"], told["notes"], told["seconds"]) == (3, ["odd"], {"infer": 1.235})
+    first, finding = told["findings"][0], answer.findings[0]
+    assert first["slice"] == finding.key_slice + 1, "people count from 1"
+    np.testing.assert_allclose(first["centroid_lps_mm"], finding.centroid_lps_mm, atol=0.05)
+    assert first["volume_ml"] == pytest.approx(finding.volume_ml, abs=0.0005)
+
+
+def test_an_answer_without_a_series_is_told_too(answer: Answer) -> None:
+    told = evidence.as_json(replace(answer, selection=None, findings=(), objects=(), outcome=Outcome.UNSUITABLE))
+    assert (told["series_uid"], told["why"], told["objects"], told["outcome"]) == (None, None, [], "unsuitable")
