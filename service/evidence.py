@@ -103,6 +103,7 @@ def picture_name(answer: Answer, finding: int) -> str:
 
 
 def _finding(answer: Answer, finding: Finding) -> dict[str, Any]:
+    drawn = {picture.finding for picture in answer.pictures}
     return {
         "number": finding.number,
         "tracking_uid": finding.tracking_uid,
@@ -116,7 +117,7 @@ def _finding(answer: Answer, finding: Finding) -> dict[str, Any]:
         "centroid_lps_mm": _rounded(finding.centroid_lps_mm),
         "extent_lps_mm": [_rounded(point) for point in finding.extent_lps_mm],
         "slice": finding.key_slice + 1,
-        "picture": picture_name(answer, finding.number),
+        "picture": picture_name(answer, finding.number) if finding.number in drawn else None,
     }
 
 

@@ -94,6 +94,7 @@ def _ask(making: Making, scheduler: Scheduler, volumes: _Volumes, *, progress: P
             )
         draft.outcome = Outcome.FINDINGS if draft.findings else Outcome.NO_FINDINGS
         draft.encode()
+        draft.draw(source)
     except StudyUnsuitable as exc:
         draft.excluded = exc.excluded if isinstance(exc, NoSeriesFits) else draft.excluded
         draft.end(Outcome.UNSUITABLE, exc.found)
@@ -135,7 +136,7 @@ class _Draft:
             metrics.STAGE_SECONDS.labels(model=self._making.model.spec.name, stage=stage).observe(self.seconds[stage])
 
     def encode(self) -> None:
-        """Make the objects and the pictures, and prove the objects."""
+        """Make the objects, and prove them."""
         making, source = self._making, self.source
         with self.timed("encode"):
             segmentation = seg.segmentation(source, self.findings, making) if source and self.findings else None
@@ -152,12 +153,18 @@ class _Draft:
             objects = (segmentation, report) if segmentation else (report,)
         with self.timed("proof"):
             proof.prove(source, self.findings, objects, making)
-        if source:
-            spec = making.model.spec
-            self.pictures = tuple(
-                capture.picture(source, finding, spec.title, colour=spec.findings.colour) for finding in self.findings
-            )
         self.objects = objects
+
+    def draw(self, source: SourceVolume) -> None:
+        """Make the pictures; a result without one of them is a result all the same."""
+        spec = self._making.model.spec
+        pictures = []
+        for finding in self.findings:
+            try:
+                pictures.append(capture.picture(source, finding, spec.title, colour=spec.findings.colour))
+            except Exception as exc:
+                log.failure("picture.failed", exc, study_uid=self._making.study.study_instance_uid, model=spec.name)
+        self.pictures = tuple(pictures)
 
     def end(self, outcome: Outcome, reason: str) -> None:
         """The answer without findings; should even that not be encodable, the answer is kept here all the same."""

@@ -76,7 +76,11 @@ class Store:
                 .returning(INSTANCES.c.sop_uid)
             ).first()
             if row is None:
-                known = tx.execute(sa.select(INSTANCES.c.sha256).where(INSTANCES.c.sop_uid == sop_uid)).scalar_one()
+                known = tx.scalar(
+                    sa.select(INSTANCES.c.sha256).where(
+                        INSTANCES.c.study_uid == study_uid, INSTANCES.c.sop_uid == sop_uid
+                    )
+                )
                 # A repeat keeps a study waiting that is still coming in, and changes nothing of one that is not.
                 tx.execute(
                     sa.update(STUDIES)

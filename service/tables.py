@@ -24,8 +24,8 @@ STUDIES = sa.Table(
 INSTANCES = sa.Table(
     "instances",
     TABLES,
+    sa.Column("study_uid", sa.String(64), primary_key=True),  # a PACS that splits studies sends an instance again
     sa.Column("sop_uid", sa.String(64), primary_key=True),
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
     sa.Column("series_uid", sa.String(64), nullable=False),
     sa.Column("class_uid", sa.String(64), nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),

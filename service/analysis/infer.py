@@ -59,7 +59,9 @@ def infer(
         seconds[stage.name] = time.perf_counter() - began
     last = maps[spec.stages[-1].name]
     assert last.probability is not None  # the last stage is a network: spec.py
-    box = grid.box(*last.grid.edges(bounds(last.probability > 0) or whole((0, 0, 0))))
+    low, high = last.grid.edges(bounds(last.probability > 0) or whole((0, 0, 0)))
+    reach = np.array(last.grid.spacing_mm) / 2  # from a voxel's edge to where its value has faded to its neighbour's
+    box = grid.box(low - reach, high + reach)
     if spec.stages[-1].between == "maximum":
         probability = greatest(last.probability, last.grid, grid.cropped(box))
     else:

@@ -68,9 +68,7 @@ def _check(series: Series, placed: Stack) -> None:
     spacings = {tuple(float(v) for v in numbers(i, "PixelSpacing", 2).round(4)) for i in placed.ordered}
     if len(spacings) > 1 or min(min(spacings)) <= 0:
         raise _unsuitable(series, f"pixel spacings {sorted(spacings)} mm", "all have one pixel spacing, above 0")
-    if series.modality == "CT" and any(
-        h.get("RescaleSlope") is None or h.get("RescaleIntercept") is None for h in images
-    ):
+    if series.modality == "CT" and any(not h.get("RescaleSlope") or h.get("RescaleIntercept") is None for h in images):
         raise MissingAttribute(
             doing=f"reading the values of series {series.series_instance_uid}",
             found="no RescaleSlope or no RescaleIntercept in some images",

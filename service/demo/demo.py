@@ -163,7 +163,7 @@ def _save_files(result: dict[str, Any], port: int, into: Path) -> list[Path]:
     into.mkdir()
     pictures = []
     for answer in result["answers"]:
-        for name in [o["file"] for o in answer["objects"]] + [f["picture"] for f in answer["findings"]]:
+        for name in [o["file"] for o in answer["objects"]] + [f["picture"] for f in answer["findings"] if f["picture"]]:
             url = f"http://127.0.0.1:{port}/api/v1/studies/{result['study_uid']}/files/{name}"
             with urllib.request.urlopen(url, timeout=30) as reply:
                 (into / name).write_bytes(reply.read())

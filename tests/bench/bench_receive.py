@@ -49,7 +49,9 @@ def test_receiving_beside_storescp(tmp_path: Path) -> None:
     service = Service(folder=tmp_path, models=tmp_path / "models", extra_intake="").start()
     port = free_port()
     (tmp_path / "peer").mkdir()
-    peer = subprocess.Popen([counterpart("storescp"), "--fork", "-od", str(tmp_path / "peer"), str(port)])
+    peer = subprocess.Popen(
+        [counterpart("storescp"), "--fork", "-od", str(tmp_path / "peer"), str(port)], env={"TCP_NODELAY": "1"}
+    )
     try:
         wait_for_port(port, peer)
         rounds = [(_rate(service.dicom_port, "OVERREAD", file), _rate(port, "ANY", file)) for _ in range(ROUNDS)]

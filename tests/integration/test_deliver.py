@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from pydicom import Dataset, dcmread
@@ -38,6 +38,7 @@ OURS = "OVERREAD"
 FIND = StudyRootQueryRetrieveInformationModelFind
 RESULTS = (SegmentationStorage, Comprehensive3DSRStorage)
 Handler = Callable[[Any], Any]
+Answer = TypeVar("Answer")
 
 
 @pytest.fixture(scope="module")
@@ -408,23 +409,26 @@ def test_a_peer_that_wants_another_transfer_syntax_is_found_out_beforehand(objec
 
 
 @contextmanager
-def _program(*command: str, port: int, ae_title: str = "PEER") -> Iterator[Destination]:
-    """A running program that listens, called ae_title."""
+def _program(*command: str, port: int) -> Iterator[Destination]:
+    """A program that is about to listen."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    destination = _destination(port, ae_title=ae_title)
     try:
-        for _ in range(200):
-            try:
-                deliver.echo(destination, our_ae_title=OURS)
-                break
-            except DeliveryError as exc:
-                if isinstance(exc, AssociationRejected):
-                    break
-                time.sleep(0.05)
-        yield destination
+        yield _destination(port)
     finally:
         process.terminate()
         process.wait(10)
+
+
+def _once_up(ask: Callable[[], Answer]) -> Answer:
+    """What the first answer says; until the program listens there is none."""
+    last = time.monotonic() + 10
+    while True:
+        try:
+            return ask()
+        except PeerUnreachable:
+            if time.monotonic() > last:
+                raise
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("kind", ["SEG", "SR"])
@@ -432,7 +436,7 @@ def test_dcmtks_storescp_keeps_what_was_frozen(kind: str, objects: dict[str, Del
     port = free_port()
     command = (counterpart("storescp"), "--bit-preserving", "--output-directory", str(tmp_path), str(port))
     with _program(*command, port=port) as destination:
-        assert _send(objects[kind], destination) == ""
+        assert _once_up(lambda: _send(objects[kind], destination)) == ""
     (stored,) = tmp_path.iterdir()
     frozen = dcmread(objects[kind].path)
     assert dcmread(stored) == frozen
@@ -445,18 +449,17 @@ def test_dcmtks_storescp_that_refuses_is_told(objects: dict[str, Delivery]) -> N
         _program(counterpart("storescp"), "--refuse", str(port), port=port) as destination,
         pytest.raises(AssociationRejected) as caught,
     ):
-        _send(objects["SR"], destination)
+        _once_up(lambda: _send(objects["SR"], destination))
     assert caught.value.retry is False
     _whole(caught.value)
 
 
 def test_dcmtks_storescp_that_aborts_in_the_middle_is_tried_again(objects: dict[str, Delivery]) -> None:
     port = free_port()
-    with (
-        _program(counterpart("storescp"), "--abort-during", str(port), port=port) as destination,
-        pytest.raises(PeerUnreachable),
-    ):
-        _send(objects["SEG"], destination)
+    with _program(counterpart("storescp"), "--abort-during", str(port), port=port) as destination:
+        _once_up(lambda: deliver.echo(destination, our_ae_title=OURS))
+        with pytest.raises(PeerUnreachable, match="the connection broke"):
+            _send(objects["SEG"], destination)
 
 
 def test_dcmtks_archive_finds_what_it_was_sent_and_nothing_else(objects: dict[str, Delivery], tmp_path: Path) -> None:
@@ -469,7 +472,7 @@ def test_dcmtks_archive_finds_what_it_was_sent_and_nothing_else(objects: dict[st
     )
     command = (counterpart("dcmqrscp"), "--config", str(tmp_path / "archive.cfg"))
     with _program(*command, port=port) as destination:
-        assert _send(objects["SR"], destination) == ""
+        assert _once_up(lambda: _send(objects["SR"], destination)) == ""
         assert deliver.is_present(objects["SR"], destination, our_ae_title=OURS)
         assert not deliver.is_present(objects["SEG"], destination, our_ae_title=OURS)
         assert deliver.accepts(destination, our_ae_title=OURS) == []

@@ -20,9 +20,10 @@ from service.analysis.onnx import OnnxBackend
 from service.analysis.schedule import LOOKAHEAD, Scheduler
 from service.analysis.volume import read_volume
 from service.errors import BackendError, BackendTimeout, BackendUnavailable, ContractBroken, EncodingError, OutOfMemory
+from service.evidence import as_json
 from service.intake.study import group, read_instance
 from service.pipeline import analyse
-from service.results import proof, sr
+from service.results import capture, proof, sr
 from service.spec import read_spec
 from service.types import Answer, Evidence, Model, Outcome, Series, SourceVolume, Study
 from tests.toys import Ball, bright_study, write_model
@@ -326,3 +327,17 @@ def test_a_revision_makes_other_instances_of_the_same_findings(
 def test_a_picture_is_a_finding_as_png(study: Study, models: list[Model], scheduler: Scheduler) -> None:
     (answer,) = _analyse(study, models[:1], scheduler).answers
     assert answer.pictures[0].png.startswith(b"\x89PNG")
+
+
+def test_a_picture_that_can_not_be_drawn_costs_only_itself(
+    study: Study, models: list[Model], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no font")
+
+    monkeypatch.setattr(capture, "picture", fail)
+    for answer in _analyse(study, models, scheduler).answers:
+        assert answer.outcome is Outcome.FINDINGS
+        assert answer.pictures == ()
+        assert [made.kind for made in answer.objects] == ["SEG", "SR"]
+        assert as_json(answer)["findings"][0]["picture"] is None

@@ -143,6 +143,13 @@ def test_an_instance_is_new_once_then_the_same_or_another(store: Store) -> None:
     assert last == 100.0
 
 
+def test_an_instance_that_comes_again_in_another_study_is_new_there(store: Store) -> None:
+    """PACS that split or merge studies do that; the second study waits for its answer as well."""
+    assert _keep(store, sha="a", study="1.2.1") is Kept.NEW
+    assert _keep(store, sha="b", study="1.2.2") is Kept.NEW
+    assert _row(store, "1.2.2")["state"] == StudyState.RECEIVING
+
+
 def test_a_result_of_ours_that_comes_back_starts_nothing(store: Store) -> None:
     _answered(store, _delivery(f"{STUDY}.1.9"))
     assert _keep(store, "9", now=300.0) is Kept.OURS
