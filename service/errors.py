@@ -13,6 +13,7 @@
     │   └── RegionNotFound       the organ in which the model looks is not in the images
     ├── BackendError
     │   ├── BackendUnavailable   retry: no server, no device
+    │   │   └── Stopping         retry after the restart: the service begins nothing new
     │   ├── BackendTimeout       retry: no answer in time
     │   ├── OutOfMemory          retry with a smaller batch
     │   └── ContractBroken       final: the network is not what model.toml says
@@ -113,6 +114,10 @@ class BackendUnavailable(BackendError):
     """The backend or its device is not there now."""
 
     retry = True
+
+
+class Stopping(BackendUnavailable):
+    """The service is stopping. Never an answer to a study: it is analysed after the restart."""
 
 
 class BackendTimeout(BackendError):

@@ -27,6 +27,8 @@ def folder_of(directory: Path, study_uid: str, revision: int) -> Path:
 def freeze(directory: Path, evidence: Evidence, revision: int) -> Path:
     """Write the evidence of one analysis, once; what is there already stays as it is.
 
+    An object that an earlier analysis of the study made already keeps the bytes that it had then: one UID, one content.
+
     Returns
     -------
     Path
@@ -37,10 +39,15 @@ def freeze(directory: Path, evidence: Evidence, revision: int) -> Path:
         return folder
     draft = folder.with_name(f".{uuid.uuid4().hex}")
     draft.mkdir(parents=True)
+    earlier = _frozen_objects(folder.parent)
     try:
         for answer in evidence.answers:
             for made in answer.objects:
-                _write(draft / object_name(answer, made), made.content)
+                path = draft / object_name(answer, made)
+                if made.sop_instance_uid in earlier:
+                    os.link(earlier[made.sop_instance_uid], path)
+                else:
+                    _write(path, made.content)
             for picture in answer.pictures:
                 _write(draft / picture_name(answer, picture.finding), picture.png)
         bodies = [as_json(answer) for answer in evidence.answers]
@@ -53,6 +60,22 @@ def freeze(directory: Path, evidence: Evidence, revision: int) -> Path:
     for parent in (folder.parent, folder.parent.parent, directory):
         sync_folder(parent)
     return folder
+
+
+def sweep(directory: Path) -> None:
+    """Remove the drafts that a crash left behind; when a process starts, nobody is at work on them."""
+    for draft in (directory / "evidence").glob("*/.*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _frozen_objects(study_folder: Path) -> dict[str, Path]:
+    """The objects of a study's frozen analyses, by SOP Instance UID."""
+    return {
+        made["sop_instance_uid"]: path.parent / made["file"]
+        for path in study_folder.glob(f"[0-9]*/{_ANSWERS}")
+        for answer in frozen_answers(path.parent)
+        for made in answer["objects"]
+    }
 
 
 def frozen_answers(folder: Path) -> list[dict[str, Any]]:

@@ -40,7 +40,9 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
         ) from exc
     except ValidationError as exc:
         found = [
-            f"{'.'.join(str(part) for part in error['loc']) or 'the file'}: {error['msg']}" for error in exc.errors()
+            f"{'.'.join(str(part) for part in error['loc']) or 'the file'}: "
+            + ("there is no such key" if error["type"] == "extra_forbidden" else error["msg"])
+            for error in exc.errors()
         ]
         raise ConfigError(
             doing=f"reading {path}",

@@ -27,7 +27,7 @@ def available(directory: Path) -> list[ModelSpec]:
             doing=f"looking for models in {directory}",
             found="no such folder",
             rule="[analysis] models_directory is a folder of model folders",
-            way_out="set it to the folder `models` of this project, or to your own",
+            way_out="name the folder `models` of this project, or your own: there, or with --models-directory",
         )
     return [read_spec(path.parent) for path in sorted(directory.glob("*/model.toml"))]
 

@@ -15,7 +15,7 @@ from service.analysis.infer import infer
 from service.analysis.schedule import Scheduler, Stream
 from service.analysis.select import NoSeriesFits, select
 from service.analysis.volume import read_volume
-from service.errors import BackendError, ServiceError, StudyUnsuitable
+from service.errors import BackendError, ServiceError, Stopping, StudyUnsuitable
 from service.results import capture, proof, seg, sr
 from service.results.identity import Making, tracking_uid
 from service.types import (
@@ -41,7 +41,6 @@ def analyse(
     scheduler: Scheduler,
     *,
     progress: Progress,
-    revision: int = 0,
     last_try: bool = True,
 ) -> Evidence:
     """Ask every model about a study, all at the same time.
@@ -50,8 +49,6 @@ def analyse(
     ----------
     scheduler
         Feeds the backend, in which the models' networks are loaded.
-    revision
-        Counts the study's analyses; new instances make a new one.
     last_try
         Whether a backend that is unavailable now makes the answer "failed"; else its error is raised.
 
@@ -65,7 +62,7 @@ def analyse(
     with ThreadPoolExecutor(max_workers=len(models), thread_name_prefix="model") as pool:
         answers = pool.map(
             lambda model: _ask(
-                Making(study=study, model=model, backend=scheduler.backend.name, made_at=made_at, revision=revision),
+                Making(study=study, model=model, backend=scheduler.backend.name, made_at=made_at),
                 scheduler,
                 volumes,
                 progress=progress,
@@ -74,6 +71,24 @@ def analyse(
             models,
         )
         return Evidence(study_instance_uid=study.study_instance_uid, answers=tuple(answers))
+
+
+def unreadable(model: Model, reason: str) -> Answer:
+    """The answer to a study of which nothing can be read: known here only, for there is nothing to report on."""
+    return Answer(
+        model=model.spec,
+        weights_sha256=model.weights_sha256,
+        outcome=Outcome.UNSUITABLE,
+        reason=reason,
+        selection=None,
+        excluded=(),
+        findings=(),
+        dropped=0,
+        notes=(),
+        seconds={},
+        objects=(),
+        pictures=(),
+    )
 
 
 def _ask(making: Making, scheduler: Scheduler, volumes: _Volumes, *, progress: Progress, last_try: bool) -> Answer:
@@ -99,7 +114,7 @@ def _ask(making: Making, scheduler: Scheduler, volumes: _Volumes, *, progress: P
         draft.excluded = exc.excluded if isinstance(exc, NoSeriesFits) else draft.excluded
         draft.end(Outcome.UNSUITABLE, exc.found)
     except ServiceError as exc:
-        if isinstance(exc, BackendError) and exc.retry and not last_try:
+        if isinstance(exc, Stopping) or (isinstance(exc, BackendError) and exc.retry and not last_try):
             raise
         log.failure("model.failed", exc, study_uid=study.study_instance_uid, model=spec.name)
         draft.end(Outcome.FAILED, f"{exc.doing}: {exc.found}")

@@ -66,7 +66,7 @@ def read_folder(folder: Path) -> list[Study]:
     if not instances:
         raise ConfigError(
             doing=f"looking for DICOM files in {folder}",
-            found="none",
+            found="none" if folder.is_dir() else "no such folder",
             rule="the folder holds DICOM files (PS3.10), in it or in its subfolders",
             way_out="name another folder",
         )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import uvicorn
 
@@ -14,15 +18,14 @@ from service import __version__, log, metrics
 from service.analysis.schedule import Scheduler
 from service.api.app import Seen, create_app
 from service.backend import open_backend
-from service.config import Config
-from service.errors import ContractBroken
+from service.config import Api, Config
+from service.errors import BackendError, ConfigError
 from service.intake.processes import Receivers
 from service.models import installed
-from service.store import Store
-from service.tables import database_url
+from service.store import open_store
 from service.worker import Worker, progress_of
 
-_GRACE_SECONDS = 8.0  # container engines kill ten seconds after SIGTERM
+_GRACE_SECONDS = 3.0  # with the receivers' five: container engines kill ten seconds after SIGTERM
 _EXECUTOR = "overread-0"
 
 
@@ -41,16 +44,15 @@ def serve(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    config.store.directory.mkdir(parents=True, exist_ok=True)
-    store = Store(database_url(config.store.directory, config.store.database))
-    store.create_tables()
+    lock = _lock(config.store.directory)
+    store = open_store(config.store.directory, config.store.database)
     models = tuple(installed(config.analysis.models_directory, config.analysis.models))
     backend = open_backend(config.analysis)
     broken = {}
     for model in models:
         try:
             backend.load(model)
-        except ContractBroken as exc:  # the others run; this one's answers say that it failed
+        except BackendError as exc:  # the others run; this one's answers say that it failed
             broken[model.spec.name] = exc.found
             log.failure("model.broken", exc, model=model.spec.name)
         else:
@@ -75,9 +77,9 @@ def serve(config: Config) -> None:
         uvicorn.Config(app, host=config.api.host, port=config.api.port, log_config=None, access_log=False)
     )
     # It must not take the signals: the parts stop in an order of their own.
-    page = threading.Thread(target=http.run, name="api", daemon=True)
-    worker.start()
+    page = threading.Thread(target=http.run, args=([_listen(config.api)],), name="api", daemon=True)
     receivers.start()
+    worker.start()
     page.start()
     log.event(
         "service.started",
@@ -97,7 +99,40 @@ def serve(config: Config) -> None:
     http.should_exit = True
     page.join(timeout=2)
     store.close()
+    lock.close()
     log.event("service.stopped")
+
+
+def _lock(directory: Path) -> TextIO:
+    """Make the store's folder ours; two services in one would both answer the same studies."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        raise ConfigError(
+            doing=f"taking the store's folder {directory}",
+            found="another Overread runs in it" if isinstance(exc, BlockingIOError) else exc.strerror or "no access",
+            rule="[store] directory is a folder that one service may write, and no other one uses",
+            way_out="stop the other service, or name another folder",
+        ) from exc
+    return lock
+
+
+def _listen(api: Api) -> socket.socket:
+    """The API's port, opened before anything else begins."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((api.host, api.port))
+    except OSError as exc:
+        raise ConfigError(
+            doing=f"opening {api.host}:{api.port}",
+            found=exc.strerror or type(exc).__name__,
+            rule=f"[api] host is an address of this machine, and nobody else listens on port {api.port}",
+            way_out="stop the other program, or choose another port",
+        ) from exc
+    return listener
 
 
 def _reason(check: Callable[[], None]) -> str:

@@ -17,11 +17,16 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.tables import ANSWERS, DELIVERIES, INSTANCES, STUDIES, TABLES, open_engine
+from service.errors import ConfigError
+from service.overview import Overview
+from service.tables import ANSWERS, DELIVERIES, INSTANCES, STUDIES, TABLES, database_url, open_engine
 from service.types import Delivery, DeliveryState, Kept, StudyState
 
+_OPEN = (DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.SENT)
+_ANSWERED = (StudyState.DELIVERING, StudyState.DONE, StudyState.UNDELIVERED)
 
-class Store:
+
+class Store(Overview):
     """The state of one Overread, shared by its processes.
 
     Parameters
@@ -31,7 +36,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = open_engine(url)
+        super().__init__(open_engine(url))
         self._insert: Any = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
 
     def create_tables(self) -> None:
@@ -91,13 +96,24 @@ class Store:
             reopened = STUDIES.c.state != StudyState.RECEIVING
             tx.execute(
                 self._insert(STUDIES)
-                .values(study_uid=study_uid, state=StudyState.RECEIVING, revision=0, first_at=now, last_at=now)
+                .values(
+                    study_uid=study_uid,
+                    state=StudyState.RECEIVING,
+                    revision=0,
+                    first_at=now,
+                    last_at=now,
+                    tries=0,
+                    next_at=0.0,
+                )
                 .on_conflict_do_update(
                     index_elements=["study_uid"],
                     set_={
                         "state": StudyState.RECEIVING,
                         "last_at": now,
                         "revision": STUDIES.c.revision + sa.case((reopened, 1), else_=0),
+                        "started_at": None,
+                        "answered_at": None,
+                        "done_at": None,
                     },
                 )
             )
@@ -126,7 +142,7 @@ class Store:
                     STUDIES.c.state == StudyState.RECEIVING,
                     STUDIES.c.last_at < before,
                 )
-                .values(state=StudyState.ANALYSING, started_at=time.time())
+                .values(state=StudyState.ANALYSING, started_at=time.time(), tries=0, next_at=0.0)
             )
             return done.rowcount == 1
 
@@ -136,13 +152,54 @@ class Store:
             rows = tx.execute(sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid)).all()
             return [Path(row.path) for row in rows], max((row.received_at for row in rows), default=0.0)
 
-    def unfinished_studies(self) -> list[tuple[str, int]]:
-        """UID and revision of the studies whose analysis has begun and has no answer yet."""
+    def due_studies(self, *, now: float, lease_seconds: float) -> list[tuple[str, int, int]]:
+        """Studies whose analysis is due, and how often it was tried; none is due again before the lease ends."""
         with self._engine.begin() as tx:
             rows = tx.execute(
-                sa.select(STUDIES.c.study_uid, STUDIES.c.revision).where(STUDIES.c.state == StudyState.ANALYSING)
+                sa.update(STUDIES)
+                .where(STUDIES.c.state == StudyState.ANALYSING, STUDIES.c.next_at <= now)
+                .values(next_at=now + lease_seconds)
+                .returning(STUDIES.c.study_uid, STUDIES.c.revision, STUDIES.c.tries)
             )
-            return [(row.study_uid, row.revision) for row in rows]
+            return [(row.study_uid, row.revision, row.tries) for row in rows]
+
+    def postpone_study(self, study_uid: str, revision: int, *, until: float) -> None:
+        """Remember that an analysis came to nothing, and when it is to be tried again."""
+        with self._engine.begin() as tx:
+            tx.execute(
+                sa.update(STUDIES)
+                .where(STUDIES.c.study_uid == study_uid, STUDIES.c.revision == revision)
+                .values(tries=STUDIES.c.tries + 1, next_at=until)
+            )
+
+    def is_analysing(self, study_uid: str, revision: int) -> bool:
+        """Whether that revision is still the one to be analysed: no instance came since."""
+        with self._engine.begin() as tx:
+            row = tx.execute(
+                sa.select(STUDIES.c.study_uid).where(
+                    STUDIES.c.study_uid == study_uid,
+                    STUDIES.c.revision == revision,
+                    STUDIES.c.state == StudyState.ANALYSING,
+                )
+            )
+            return row.first() is not None
+
+    def release(self) -> None:
+        """Make all that is unfinished due at once; when a process starts, nobody is at work on it.
+
+        What was refused for good is tried once more: somebody may have mended the configuration, here or there.
+        """
+        with self._engine.begin() as tx:
+            tx.execute(sa.update(STUDIES).where(STUDIES.c.state == StudyState.ANALYSING).values(next_at=0.0))
+            tx.execute(sa.update(DELIVERIES).where(DELIVERIES.c.state.in_(_OPEN)).values(next_at=0.0))
+            tx.execute(
+                sa.update(DELIVERIES)
+                .where(DELIVERIES.c.state == DeliveryState.REFUSED)
+                .values(state=DeliveryState.RETRYING, next_at=0.0)
+            )
+            tx.execute(
+                sa.update(STUDIES).where(STUDIES.c.state == StudyState.UNDELIVERED).values(state=StudyState.DELIVERING)
+            )
 
     def save_answers(
         self,
@@ -151,7 +208,7 @@ class Store:
         *,
         answers: dict[str, tuple[str, dict[str, Any]]],
         deliveries: Iterable[Delivery],
-    ) -> list[tuple[int, str]]:
+    ) -> bool:
         """Remember a study's answers and queue its objects, together.
 
         Parameters
@@ -159,23 +216,33 @@ class Store:
         answers
             By model: the outcome, and the answer as the API shows it.
         deliveries
-            What is to be sent; their ``delivery_id`` is not looked at.
+            What is to be sent; their ``delivery_id`` is not looked at. An object that a destination was to get before
+            is not queued again.
 
         Returns
         -------
-        list of (int, str)
-            Number and destination of each delivery, the same ones when called again after a crash.
+        bool
+            False, and nothing is remembered, if an instance came since: a new revision will have the answers.
         """
         with self._engine.begin() as tx:
-            self._lock(tx, study_uid)
+            current = tx.execute(
+                sa.update(STUDIES)
+                .where(
+                    STUDIES.c.study_uid == study_uid,
+                    STUDIES.c.revision == revision,
+                    STUDIES.c.state == StudyState.ANALYSING,
+                )
+                .values(state=StudyState.DELIVERING, answered_at=time.time())
+            )
+            if current.rowcount == 0:
+                return False
             for model, (outcome, body) in answers.items():
                 tx.execute(
                     self._insert(ANSWERS)
                     .values(study_uid=study_uid, revision=revision, model=model, outcome=outcome, body=json.dumps(body))
                     .on_conflict_do_nothing()
                 )
-            queued = list(deliveries)
-            for delivery in queued:
+            for delivery in deliveries:
                 tx.execute(
                     self._insert(DELIVERIES)
                     .values(
@@ -187,30 +254,16 @@ class Store:
                         sop_uid=delivery.sop_instance_uid,
                         path=str(delivery.path),
                         state=DeliveryState.QUEUED,
+                        attempts=0,
+                        reason="",
                         queued_at=delivery.queued_at,
+                        next_at=0.0,
                         changed_at=time.time(),
                     )
                     .on_conflict_do_nothing()
                 )
-            tx.execute(
-                sa.update(STUDIES)
-                .where(STUDIES.c.study_uid == study_uid, STUDIES.c.revision == revision)
-                .values(
-                    state=sa.case(
-                        (STUDIES.c.state == StudyState.ANALYSING, StudyState.DELIVERING), else_=STUDIES.c.state
-                    ),
-                    answered_at=time.time(),
-                )
-            )
-            found = tx.execute(
-                sa.select(DELIVERIES.c.delivery_id, DELIVERIES.c.destination).where(
-                    DELIVERIES.c.study_uid == study_uid,
-                    DELIVERIES.c.sop_uid.in_([delivery.sop_instance_uid for delivery in queued]),
-                )
-            )
-            numbers = [(row.delivery_id, row.destination) for row in found]
             self._finish(tx, study_uid)
-            return numbers
+            return True
 
     # --- Delivering -------------------------------------------------------------------------------------------------
 
@@ -219,17 +272,27 @@ class Store:
         with self._engine.begin() as tx:
             return _delivery(tx.execute(sa.select(DELIVERIES).where(DELIVERIES.c.delivery_id == delivery_id)).one())
 
-    def unfinished_deliveries(self) -> list[tuple[int, str]]:
-        """Number and destination of the deliveries that are still to be made."""
-        open_states = [DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.SENT]
+    def due_deliveries(self, *, now: float, lease_seconds: float) -> list[tuple[int, str, int]]:
+        """Number, destination and attempts of the deliveries that are due; none is due again before the lease ends."""
         with self._engine.begin() as tx:
             rows = tx.execute(
-                sa.select(DELIVERIES.c.delivery_id, DELIVERIES.c.destination).where(DELIVERIES.c.state.in_(open_states))
+                sa.update(DELIVERIES)
+                .where(DELIVERIES.c.state.in_(_OPEN), DELIVERIES.c.next_at <= now)
+                .values(next_at=now + lease_seconds)
+                .returning(DELIVERIES.c.delivery_id, DELIVERIES.c.destination, DELIVERIES.c.attempts)
             )
-            return [(row.delivery_id, row.destination) for row in rows]
+            return sorted((row.delivery_id, row.destination, row.attempts) for row in rows)
 
-    def note_delivery(self, delivery_id: int, state: DeliveryState, *, reason: str = "", tried: bool = False) -> float:
-        """Remember where a delivery is; the study is DONE with its last one.
+    def note_delivery(
+        self,
+        delivery_id: int,
+        state: DeliveryState,
+        *,
+        reason: str = "",
+        tried: bool = False,
+        next_at: float | None = None,
+    ) -> float:
+        """Remember where a delivery is, and when it is due again; the study is DONE with its last one.
 
         Returns
         -------
@@ -242,7 +305,13 @@ class Store:
             row = tx.execute(
                 sa.update(DELIVERIES)
                 .where(DELIVERIES.c.delivery_id == delivery_id)
-                .values(state=state, reason=reason, attempts=DELIVERIES.c.attempts + int(tried), changed_at=time.time())
+                .values(
+                    state=state,
+                    reason=reason,
+                    attempts=DELIVERIES.c.attempts + int(tried),
+                    next_at=DELIVERIES.c.next_at if next_at is None else next_at,
+                    changed_at=time.time(),
+                )
                 .returning(DELIVERIES.c.study_uid)
             ).one()
             self._finish(tx, row.study_uid)
@@ -256,79 +325,40 @@ class Store:
 
     @staticmethod
     def _finish(tx: sa.Connection, study_uid: str) -> None:
-        waiting = sa.exists().where(
-            DELIVERIES.c.study_uid == study_uid,
-            DELIVERIES.c.state.not_in([DeliveryState.CONFIRMED, DeliveryState.UNCONFIRMED]),
-        )
+        mine = DELIVERIES.c.study_uid == study_uid
+        waiting = sa.exists().where(mine, DELIVERIES.c.state.in_(_OPEN))
+        refused = sa.exists().where(mine, DELIVERIES.c.state == DeliveryState.REFUSED)
         tx.execute(
             sa.update(STUDIES)
-            .where(STUDIES.c.study_uid == study_uid, STUDIES.c.state == StudyState.DELIVERING, ~waiting)
-            .values(state=StudyState.DONE, done_at=time.time())
+            .where(STUDIES.c.study_uid == study_uid, STUDIES.c.state.in_(_ANSWERED), ~waiting)
+            .values(
+                state=sa.case((refused, StudyState.UNDELIVERED), else_=StudyState.DONE),
+                done_at=sa.case((refused, None), else_=time.time()),
+            )
         )
 
-    # --- Seen from outside ------------------------------------------------------------------------------------------
 
-    def studies(self, *, state: str | None = None, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
-        """The studies, the latest first, as plain rows with their number of instances."""
-        counted = (
-            sa.select(INSTANCES.c.study_uid, sa.func.count().label("instances"))
-            .group_by(INSTANCES.c.study_uid)
-            .subquery()
-        )
-        query = (
-            sa.select(STUDIES, counted.c.instances)
-            .join(counted, counted.c.study_uid == STUDIES.c.study_uid)
-            .order_by(STUDIES.c.last_at.desc())
-            .limit(limit)
-            .offset(offset)
-        )
-        if state:
-            query = query.where(STUDIES.c.state == state)
-        with self._engine.begin() as tx:
-            return [dict(row._mapping) for row in tx.execute(query)]
+def open_store(directory: Path, database: str) -> Store:
+    """Open the store of the settings, with all its tables.
 
-    def study(self, study_uid: str) -> dict[str, Any] | None:
-        """One study with its answers of the latest revision and its deliveries, as plain rows; None if unknown."""
-        with self._engine.begin() as tx:
-            row = tx.execute(sa.select(STUDIES).where(STUDIES.c.study_uid == study_uid)).first()
-            if row is None:
-                return None
-            answers = tx.execute(
-                sa.select(ANSWERS)
-                .where(ANSWERS.c.study_uid == study_uid, ANSWERS.c.revision == row.revision)
-                .order_by(ANSWERS.c.model)
-            )
-            series = tx.execute(
-                sa.select(INSTANCES.c.series_uid, sa.func.count().label("instances"))
-                .where(INSTANCES.c.study_uid == study_uid)
-                .group_by(INSTANCES.c.series_uid)
-                .order_by(INSTANCES.c.series_uid)
-            )
-            deliveries = tx.execute(
-                sa.select(DELIVERIES).where(DELIVERIES.c.study_uid == study_uid).order_by(DELIVERIES.c.delivery_id)
-            )
-            return {
-                **dict(row._mapping),
-                "series": [dict(one._mapping) for one in series],
-                "answers": [json.loads(one.body) for one in answers],
-                "deliveries": [dict(one._mapping) for one in deliveries],
-            }
-
-    def counts(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
-        """Number of studies by state, and of deliveries by destination and state."""
-        with self._engine.begin() as tx:
-            studies = tx.execute(sa.select(STUDIES.c.state, sa.func.count()).group_by(STUDIES.c.state)).all()
-            deliveries = tx.execute(
-                sa.select(DELIVERIES.c.destination, DELIVERIES.c.state, sa.func.count()).group_by(
-                    DELIVERIES.c.destination, DELIVERIES.c.state
-                )
-            ).all()
-        return {row[0]: row[1] for row in studies}, {(row[0], row[1]): row[2] for row in deliveries}
-
-    def ping(self) -> None:
-        """Raise if the database does not answer."""
-        with self._engine.begin() as tx:
-            tx.execute(sa.text("SELECT 1"))
+    Raises
+    ------
+    ConfigError
+        If the database can't be opened.
+    """
+    store = Store(database_url(directory, database))
+    try:
+        store.create_tables()
+    except Exception as exc:  # each driver has exceptions of its own; the URL may hold a password, so it is not shown
+        raise ConfigError(
+            doing="opening the database" if database else f"opening the SQLite database in {directory}",
+            found=type(exc).__name__,
+            rule="[store] database is the URL of a PostgreSQL that answers, or empty: a SQLite file in the directory",
+            way_out="start the server, or correct the URL"
+            if database
+            else "see that the service may write there, and that overread.sqlite is its own file",
+        ) from exc
+    return store
 
 
 def _delivery(row: Sequence[Any] | sa.Row[Any]) -> Delivery:

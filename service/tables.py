@@ -18,6 +18,8 @@ STUDIES = sa.Table(
     sa.Column("first_at", sa.Float, nullable=False),  # seconds since 1970
     sa.Column("last_at", sa.Float, nullable=False, index=True),
     sa.Column("started_at", sa.Float),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),  # of this revision's analysis that came to nothing
+    sa.Column("next_at", sa.Float, nullable=False, default=0.0),  # when the next one is due
     sa.Column("answered_at", sa.Float),
     sa.Column("done_at", sa.Float),
 )
@@ -56,6 +58,7 @@ DELIVERIES = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("reason", sa.Text, nullable=False, default=""),
     sa.Column("queued_at", sa.Float, nullable=False),
+    sa.Column("next_at", sa.Float, nullable=False, default=0.0),  # when the next attempt is due
     sa.Column("changed_at", sa.Float, nullable=False),
     sa.UniqueConstraint("destination", "sop_uid"),  # one object goes to a destination once
 )

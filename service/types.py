@@ -214,12 +214,13 @@ class Delivery:
 
 
 class StudyState(StrEnum):
-    """Where a study is. RECEIVING -> ANALYSING -> DELIVERING -> DONE; a late instance leads back to RECEIVING."""
+    """Where a study is. RECEIVING -> ANALYSING -> DELIVERING -> DONE or UNDELIVERED; a late instance leads back."""
 
     RECEIVING = "receiving"
     ANALYSING = "analysing"
     DELIVERING = "delivering"
     DONE = "done"
+    UNDELIVERED = "undelivered"  # nothing more will happen by itself: a destination refused a result for good
 
 
 class Kept(StrEnum):

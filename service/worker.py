@@ -1,15 +1,17 @@
 """The durable workflows: analyse a study, deliver one object to one destination. Only this module knows DBOS.
 
-What DBOS does: it remembers which workflow was begun and which of its steps are finished, starts the unfinished ones
-again after a crash, and sleeps through restarts. What it does not do: a step that was killed runs again from its
-beginning, so each step here may run twice and leaves the same (evidence is frozen once, rows are written by key, a
-peer that has an object already takes it again as the same one).
+The store says what is due: a study to be analysed, a delivery to be tried. The watch gives each to DBOS, which runs it
+in a queue (so many at once, each destination its own), and runs it again after a crash. A workflow is one attempt and
+never waits for the next one: it writes down when that is due, and gives its place to another. What is done twice leaves
+the same: evidence is frozen once, rows are written by key, a peer takes an object that it has as the same one.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +20,23 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 
 from service import evidence, log, metrics
 from service.analysis.schedule import Scheduler
-from service.config import Config, Destination
-from service.errors import BackendError, DeliveryError, NotUnderstood
+from service.config import Config
+from service.delivery import attempt, tell
+from service.errors import NotUnderstood
 from service.intake.study import group, read_instance
-from service.pipeline import analyse
-from service.results import deliver
+from service.pipeline import analyse, unreadable
 from service.store import Store
 from service.tables import database_url
-from service.types import Delivery, DeliveryState, Model, Study
+from service.types import Delivery, DeliveryState, Evidence, Model, Study
 
-_WATCH_SECONDS = 0.5  # how often quiet studies are looked for
+_WATCH_SECONDS = 0.5  # how often the store is asked what is due
 _POLL_SECONDS = 0.1  # how often DBOS looks for queued workflows
-_ANALYSIS_PAUSES = (5.0, 15.0, 60.0, 300.0, 900.0)  # seconds between tries while a backend is away
-_DELIVERY_PAUSES = (2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # the last one again until retry_hours are over
-_QUERY_PAUSES = (0.0, 0.5, 2.0, 5.0, 15.0, 30.0)  # seconds before each look for an object that was stored
+_LEASE_SECONDS = 60.0  # after which the watch looks again whether a workflow of what is due exists
+_SAVE_SECONDS = 5.0  # between tries to write down how an attempt ended, while the database is away
+_AT_ONCE = 4  # deliveries to one destination
+_ANALYSIS_PAUSES = (5.0, 15.0, 60.0, 300.0, 900.0)  # seconds between tries, e.g. while a backend is away
 _APPLICATION_VERSION = "1"  # changed only when running workflows can't be finished by the new code
+_UNFINISHED = ("ENQUEUED", "PENDING", "DELAYED")  # DBOS's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ class _Parts:
     store: Store
     models: tuple[Model, ...]
     scheduler: Scheduler
+    stopping: threading.Event  # whoever waits, waits on this
 
 
 _parts: _Parts | None = None
@@ -62,10 +67,10 @@ class Worker:
         self, config: Config, store: Store, models: tuple[Model, ...], scheduler: Scheduler, *, executor_id: str
     ) -> None:
         global _parts
-        _parts = _Parts(config=config, store=store, models=models, scheduler=scheduler)
         self._config, self._store = config, store
         self._stop = threading.Event()
-        self._watch = threading.Thread(target=self._watch_studies, name="watch", daemon=True)
+        _parts = _Parts(config=config, store=store, models=models, scheduler=scheduler, stopping=self._stop)
+        self._watch = threading.Thread(target=self._watch_what_is_due, name="watch", daemon=True)
         DBOS(
             config=DBOSConfig(
                 name="overread",
@@ -76,6 +81,9 @@ class Worker:
                 run_migrations=True,
             )
         )
+        # Its own handler prints plain text, and exceptions with their messages.
+        logging.getLogger("dbos").handlers.clear()
+        logging.getLogger("dbos").propagate = True
 
     def start(self) -> None:
         """Resume what was unfinished, and look for more."""
@@ -84,12 +92,11 @@ class Worker:
             "studies", worker_concurrency=self._config.analysis.studies_at_once, polling_interval_sec=_POLL_SECONDS
         )
         for destination in self._config.destinations:
-            DBOS.register_queue(_queue(destination.name), worker_concurrency=4, polling_interval_sec=_POLL_SECONDS)
-        # A crash may have come between a row and its workflow. Beginning one again that is known changes nothing.
-        for study_uid, revision in self._store.unfinished_studies():
-            _begin_study(study_uid, revision)
-        for delivery_id, name in self._store.unfinished_deliveries():
-            _begin_delivery(delivery_id, name)
+            DBOS.register_queue(
+                _queue(destination.name), worker_concurrency=_AT_ONCE, polling_interval_sec=_POLL_SECONDS
+            )
+        evidence.sweep(self._config.store.directory)
+        self._store.release()
         self._watch.start()
 
     def stop(self, *, grace_seconds: float) -> None:
@@ -102,16 +109,41 @@ class Worker:
         """Whether quiet studies are being looked for."""
         return self._watch.is_alive()
 
-    def _watch_studies(self) -> None:
+    def _watch_what_is_due(self) -> None:
         while not self._stop.wait(_WATCH_SECONDS):
             try:
-                before = time.time() - self._config.intake.quiet_seconds
-                for study_uid, revision in self._store.quiet_studies(before=before):
-                    if self._store.begin_analysis(study_uid, revision, before=before):
-                        log.event("study.ready", study_uid=study_uid, revision=revision)
-                        _begin_study(study_uid, revision)
+                self._look()
             except Exception as exc:  # the watch must outlive a database that is away
                 log.failure("watch.failed", exc)
+
+    def _look(self) -> None:
+        now = time.time()
+        before = now - self._config.intake.quiet_seconds
+        for study_uid, revision in self._store.quiet_studies(before=before):
+            if self._store.begin_analysis(study_uid, revision, before=before):
+                log.event("study.ready", study_uid=study_uid, revision=revision)
+        for study_uid, revision, tries in self._store.due_studies(now=now, lease_seconds=_LEASE_SECONDS):
+            _begin("studies", f"study {study_uid} {revision} {tries}", study_workflow, study_uid, revision, tries)
+        for delivery_id, destination, attempts in self._store.due_deliveries(now=now, lease_seconds=_LEASE_SECONDS):
+            if self._config.destination(destination):
+                name = f"delivery {delivery_id} {attempts}"
+                _begin(_queue(destination), name, delivery_workflow, delivery_id)
+            else:
+                self._store.note_delivery(
+                    delivery_id, DeliveryState.REFUSED, reason="its destination is no longer configured"
+                )
+                log.warning("delivery.no_destination", delivery_id=delivery_id, destination=destination)
+
+
+def _begin(queue: str, name: str, workflow: Callable[..., None], *arguments: Any) -> None:
+    """Queue a workflow under a name, unless one of that name waits or runs; one that broke off gets a successor."""
+    turn = 0
+    while status := DBOS.get_workflow_status(f"{name} {turn}"):
+        if status.status in _UNFINISHED:
+            return
+        turn += 1
+    with SetWorkflowID(f"{name} {turn}"):
+        DBOS.enqueue_workflow(queue, workflow, *arguments)
 
 
 def progress_of(study_uid: str) -> dict[str, dict[str, Any]]:
@@ -122,49 +154,45 @@ def progress_of(study_uid: str) -> dict[str, dict[str, Any]]:
 # --- Analyse a study ------------------------------------------------------------------------------------------------
 
 
-def _begin_study(study_uid: str, revision: int) -> None:
-    with SetWorkflowID(f"study {study_uid} {revision}"):
-        DBOS.enqueue_workflow("studies", study_workflow, study_uid, revision)
-
-
 @DBOS.workflow()
-def study_workflow(study_uid: str, revision: int) -> None:
-    """Analyse a study and queue its results; tried again while the backend is away."""
-    tried = 0
-    while not analysis_step(study_uid, revision, tried >= len(_ANALYSIS_PAUSES)):
-        DBOS.sleep(_ANALYSIS_PAUSES[min(tried, len(_ANALYSIS_PAUSES) - 1)])
-        tried += 1
-    for delivery_id, destination in answers_step(study_uid, revision):
-        _begin_delivery(delivery_id, destination)
+def study_workflow(study_uid: str, revision: int, tries: int) -> None:
+    """One attempt to answer a study."""
+    study_step(study_uid, revision, tries)
 
 
 @DBOS.step()
-def analysis_step(study_uid: str, revision: int, last_try: bool) -> bool:
-    """Analyse, and freeze the evidence; False if it is to be tried again."""
+def study_step(study_uid: str, revision: int, tries: int) -> None:
+    """Analyse, freeze the evidence, remember the answers and what is to be delivered; or say when to try again."""
     parts = _here()
-    directory = parts.config.store.directory
+    if not parts.store.is_analysing(study_uid, revision):
+        log.event("study.superseded", study_uid=study_uid, revision=revision)
+        return
     try:
-        if not evidence.folder_of(directory, study_uid, revision).exists():  # else it was frozen before a crash
-            _analyse(parts, study_uid, revision, last_try=last_try)
-    except BackendError as exc:
-        log.warning("analysis.postponed", exc, study_uid=study_uid)
-        return False
-    except Exception as exc:  # a full disk, a database that is away: tried again until somebody mends it
+        if not evidence.folder_of(parts.config.store.directory, study_uid, revision).exists():
+            _analyse(parts, study_uid, revision, last_try=tries >= len(_ANALYSIS_PAUSES))
+        if not _save_answers(parts, study_uid, revision):
+            log.event("study.superseded", study_uid=study_uid, revision=revision)
+    except Exception as exc:  # a backend or a database that is away, a full disk: tried until somebody mends it
         log.failure("analysis.postponed", exc, study_uid=study_uid)
-        return False
-    return True
+        pause = _ANALYSIS_PAUSES[min(tries, len(_ANALYSIS_PAUSES) - 1)]
+        _until_saved(parts, lambda: parts.store.postpone_study(study_uid, revision, until=time.time() + pause))
 
 
 def _analyse(parts: _Parts, study_uid: str, revision: int, *, last_try: bool) -> None:
     files, received_at = parts.store.files_of(study_uid)
     study = _read_study(study_uid, files, received_at)
-    _progress[study_uid] = {}
 
     def progress(*, model: str, stage: str, done: int, total: int) -> None:
-        _progress[study_uid][model] = {"stage": stage, "done": done, "total": total}
+        _progress.setdefault(study_uid, {})[model] = {"stage": stage, "done": done, "total": total}
 
     try:
-        result = analyse(study, parts.models, parts.scheduler, progress=progress, revision=revision, last_try=last_try)
+        if study:
+            result = analyse(study, parts.models, parts.scheduler, progress=progress, last_try=last_try)
+        else:
+            result = Evidence(
+                study_instance_uid=study_uid,
+                answers=tuple(unreadable(model, "none of its files can be read") for model in parts.models),
+            )
     finally:
         _progress.pop(study_uid, None)
     evidence.freeze(parts.config.store.directory, result, revision)
@@ -176,26 +204,23 @@ def _analyse(parts: _Parts, study_uid: str, revision: int, *, last_try: bool) ->
             model=answer.model.name,
             outcome=answer.outcome,
             findings=len(answer.findings),
-            reason=answer.reason,
             seconds=round(sum(answer.seconds.values()), 1),
         )
 
 
-def _read_study(study_uid: str, files: list[Path], received_at: float) -> Study:
-    """The study, without what the disk has damaged meanwhile; that is said aloud."""
+def _read_study(study_uid: str, files: list[Path], received_at: float) -> Study | None:
+    """The study, without what can't be read, which is said aloud; None if nothing can."""
     instances = []
     for path in files:
         try:
             instances.append(read_instance(path))
         except NotUnderstood as exc:
             log.warning("instance.unreadable", exc, study_uid=study_uid)
-    return group(instances, received_at=received_at)[0]
+    return group(instances, received_at=received_at)[0] if instances else None
 
 
-@DBOS.step()
-def answers_step(study_uid: str, revision: int) -> list[tuple[int, str]]:
-    """Remember the frozen answers and their objects' deliveries: number and destination of each."""
-    parts = _here()
+def _save_answers(parts: _Parts, study_uid: str, revision: int) -> bool:
+    """Remember the frozen answers and queue their objects; False if a later instance made them out of date."""
     folder = evidence.folder_of(parts.config.store.directory, study_uid, revision)
     answers = evidence.frozen_answers(folder)
     deliveries = [
@@ -228,82 +253,42 @@ def _queue(destination: str) -> str:
     return f"deliveries to {destination}"
 
 
-def _begin_delivery(delivery_id: int, destination: str) -> None:
-    if _here().config.destination(destination) is None:
-        log.warning("delivery.no_destination", delivery_id=delivery_id, destination=destination)
-        return
-    with SetWorkflowID(f"delivery {delivery_id}"):
-        DBOS.enqueue_workflow(_queue(destination), delivery_workflow, delivery_id)
-
-
 @DBOS.workflow()
 def delivery_workflow(delivery_id: int) -> None:
-    """Send an object and see it arrive; tried again, with growing pauses, while the failure may pass."""
-    pauses = list(_DELIVERY_PAUSES)
-    while not delivery_step(delivery_id):
-        DBOS.sleep(pauses.pop(0) if len(pauses) > 1 else pauses[0])
+    """One attempt to bring an object to a destination, and to see it there."""
+    delivery_step(delivery_id)
 
 
 @DBOS.step()
-def delivery_step(delivery_id: int) -> bool:
-    """One attempt to bring a delivery to its end; False if it is to be tried again."""
+def delivery_step(delivery_id: int) -> None:
+    """Send unless it was sent, then look whether it is there; and write down how that ended."""
     parts = _here()
     delivery = parts.store.delivery(delivery_id)
     destination = parts.config.destination(delivery.destination)
-    if destination is None:  # taken out of the configuration while this was waiting
-        parts.store.note_delivery(delivery_id, DeliveryState.REFUSED, reason="the destination is not configured")
-        return True
-    ours = parts.config.intake.ae_title
-    state, reason = delivery.state, delivery.reason
-    try:
-        if state != DeliveryState.SENT:
-            reason = deliver.send(delivery.path, delivery.sop_class_uid, destination, our_ae_title=ours)
-            state = DeliveryState.SENT
-            parts.store.note_delivery(delivery_id, state, reason=reason, tried=True)
-        state, reason = _confirm(delivery, destination, ours, reason)
-        waited = parts.store.note_delivery(delivery_id, state, reason=reason)
-    except DeliveryError as exc:
-        waiting = time.time() - delivery.queued_at
-        again = exc.retry and waiting < destination.retry_hours * 3600
-        if state != DeliveryState.SENT:
-            state = DeliveryState.RETRYING if again else DeliveryState.REFUSED
-        elif not again:
-            state = DeliveryState.UNCONFIRMED
-        parts.store.note_delivery(delivery_id, state, reason=deliver.explain(exc), tried=True)
-        _tell(delivery, "retrying" if again else state, exc)
-        return not again
-    if state == DeliveryState.QUEUED:
-        _tell(delivery, "lost")
-        return False
-    _tell(delivery, state, seconds_since_last_slice=round(waited, 1))
-    metrics.LAST_SLICE_TO_DELIVERED.labels(destination=delivery.destination).observe(waited)
-    return True
+    if destination is None:
+        return
+    made = attempt(
+        delivery, destination, parts.store, our_ae_title=parts.config.intake.ae_title, stopping=parts.stopping
+    )
+
+    def save() -> None:
+        waited = parts.store.note_delivery(
+            delivery_id, made.state, reason=made.reason, tried=True, next_at=made.next_at
+        )
+        tell(delivery, made, seconds_since_last_slice=waited)
+
+    _until_saved(parts, save)
 
 
-def _confirm(delivery: Delivery, destination: Destination, ours: str, remark: str) -> tuple[DeliveryState, str]:
-    """Look for a stored object at its destination: where it is now, and a remark."""
-    if destination.confirm == "none":
-        return DeliveryState.UNCONFIRMED, remark
-    for pause in _QUERY_PAUSES:  # some PACS index after they have answered
-        time.sleep(pause)
-        if deliver.is_present(delivery, destination, our_ae_title=ours):
-            return DeliveryState.CONFIRMED, remark
-    return DeliveryState.QUEUED, "stored with Success, and not to be found there; it is sent again"
-
-
-def _tell(delivery: Delivery, outcome: str, error: DeliveryError | None = None, **fields: Any) -> None:
-    metrics.DELIVERIES.labels(destination=delivery.destination, outcome=outcome).inc()
-    fields |= {
-        "delivery_id": delivery.delivery_id,
-        "study_uid": delivery.study_instance_uid,
-        "sop_instance_uid": delivery.sop_instance_uid,
-        "kind": delivery.kind,
-        "destination": delivery.destination,
-    }
-    if error:
-        log.warning(f"delivery.{outcome}", error, **fields)
-    else:
-        log.event(f"delivery.{outcome}", **fields)
+def _until_saved(parts: _Parts, save: Callable[[], object]) -> None:
+    """Write something down, however long the database is away; when we stop, the next start does it all again."""
+    while not parts.stopping.is_set():
+        try:
+            save()
+            return
+        except Exception as exc:
+            log.failure("store.away", exc)
+            parts.stopping.wait(_SAVE_SECONDS)
 
 
 def _here() -> _Parts:

@@ -152,7 +152,7 @@ def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, site:
     )
 
 
-def making_of(series: Series, *, site: Code = LIVER, revision: int = 0, weights: str = "0" * 64) -> Making:
+def making_of(series: Series, *, site: Code = LIVER, weights: str = "0" * 64) -> Making:
     """A making by a model that does not exist."""
     spec = ModelSpec.model_validate(
         {
@@ -185,7 +185,6 @@ def making_of(series: Series, *, site: Code = LIVER, revision: int = 0, weights:
         model=Model(spec=spec, folder=Path("phantom-lesion"), weights_sha256=weights),
         backend="a test",
         made_at=datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC),
-        revision=revision,
     )
 
 

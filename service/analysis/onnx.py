@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.errors import BackendError, ContractBroken, OutOfMemory
+from service.errors import BackendError, BackendUnavailable, ContractBroken, OutOfMemory
 from service.spec import Stage
 from service.types import Model
 
@@ -101,6 +101,13 @@ def translate(exc: Exception, doing: str) -> BackendError:
             found="too little memory on the device",
             rule="a batch, its activations and the weights fit into the device's memory",
             way_out="give the service more memory, or run fewer studies at once",
+        )
+    if "cuda failure" in text.lower() or "cudnn" in text.lower():
+        return BackendUnavailable(
+            doing=doing,
+            found="the GPU does not answer",
+            rule="the device that was found at the start stays usable",
+            way_out="look at the driver's messages; start the service again if this repeats",
         )
     return ContractBroken(
         doing=doing,

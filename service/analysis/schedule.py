@@ -1,7 +1,8 @@
 """Which patch runs next: the one place that all patches of all models and studies pass.
 
 Streams (one model's work on one study) share the backend fairly: each waits for its next turn on a common virtual
-clock, so a long one does not hold up a short one, and nobody starves. A higher priority goes first, at the next patch.
+clock, so a long one does not hold up a short one, and nobody starves. What is more urgent goes first, at the next
+patch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import BackendUnavailable
+from service.errors import Stopping
 from service.types import Backend
 
 Patch = NDArray[np.float32]
@@ -137,8 +138,8 @@ class Scheduler:
                 job.future.set_result(answer[0])
 
 
-def _stopping() -> BackendUnavailable:
-    return BackendUnavailable(
+def _stopping() -> Stopping:
+    return Stopping(
         doing="running a patch",
         found="the service is stopping",
         rule="a stopping service begins nothing new",

@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from pydicom import Dataset
 
 from service.analysis.geometry import Stack, stack
+from service.codes import PRODUCT
 from service.errors import MissingAttribute, NoModelApplies
 from service.spec import ModelSpec, Select
 from service.types import Exclusion, Selection, Series, Study
-
-OWN_NAME = "Overread"  # Manufacturer and model name of all our results
 
 
 def select(study: Study, spec: ModelSpec) -> Selection:
@@ -69,7 +68,7 @@ def _unfit(series: Series, rules: Select) -> tuple[str, Stack | None]:
     header = images[0].header if images else series.header
     if series.modality != rules.modality:
         return f"modality {series.modality or 'unknown'}, the model takes {rules.modality}", None
-    if {header.get("Manufacturer"), header.get("ManufacturerModelName")} == {OWN_NAME}:
+    if {header.get("Manufacturer"), header.get("ManufacturerModelName")} == {PRODUCT}:
         return "a result of our own", None
     if not images:
         return f"{' and '.join(sorted({_beside(i.header) for i in series.instances}))} only", None

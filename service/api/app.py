@@ -19,7 +19,7 @@ from service.store import Store
 from service.types import StudyState
 
 Uid = Annotated[str, "A DICOM UID (PS3.5 section 9.1)"]
-State = Literal["receiving", "analysing", "delivering", "done"]
+State = Literal["receiving", "analysing", "delivering", "done", "undelivered"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ def create_app(seen: Seen) -> FastAPI:
     """The application; it holds no state of its own."""
     app = FastAPI(
         title="Overread",
+        docs_url=None,  # they load their scripts from outside, and nothing here does
+        redoc_url=None,
         version=__version__,
         description="AI beside the PACS. Models are for research and demonstration, not for diagnosis.",
     )
@@ -109,4 +111,4 @@ def _file(seen: Seen, study_uid: str, name: str) -> Path | None:
     }
     if row is None or name not in named:
         return None
-    return folder_of(seen.config.store.directory, study_uid, row["revision"]) / name
+    return folder_of(seen.config.store.directory, study_uid, row["answered_revision"]) / name

@@ -27,6 +27,7 @@ from service.show import Bars, console, findings_table
 from service.types import Study
 
 _LIMIT_SECONDS = 1800.0
+_MARK = "overread.toml"  # every demo's folder has it
 _CONFIG = """\
 [intake]
 port = {dicom}
@@ -55,8 +56,14 @@ def demo(folder: Path | None, out: Path, *, models_directory: Path) -> int:
         0 if the results are confirmed at the PACS and, with the phantom, every planted lesion was found.
     """
     out = out.resolve()
-    if out.exists():
-        shutil.rmtree(out)
+    if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
+        raise ConfigError(
+            doing=f"making room for the demo in {out}",
+            found="a folder with other things in it",
+            rule="the demo empties its own folder only, one that it made before",
+            way_out="name a new folder with --out",
+        )
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for spec in available(models_directory):
         if not is_installed(models_directory, spec):
@@ -88,7 +95,7 @@ def demo(folder: Path | None, out: Path, *, models_directory: Path) -> int:
 
 def _start_service(out: Path, pacs: Pacs, models_directory: Path) -> tuple[subprocess.Popen[bytes], int, int]:
     dicom, http = free_port(), free_port()
-    config = out / "overread.toml"
+    config = out / _MARK
     config.write_text(
         _CONFIG.format(
             dicom=dicom, http=http, pacs=pacs.port, ae_title=pacs.ae_title, models=models_directory.resolve()
@@ -147,8 +154,7 @@ def _wait(study_uid: str, port: int) -> dict[str, Any]:
                 console.print(f"Study {stage}" + (f": {result['waits']}" if "waits" in result else ""))
             for model, part in result["progress"].items():
                 bars.show(model=model, **part)
-            refused = [d for d in result["deliveries"] if d["state"] == "refused"]
-            if result["state"] == "done" or refused:
+            if result["state"] in ("done", "undelivered"):
                 return result
     raise ConfigError(
         doing="waiting for the demo's results",

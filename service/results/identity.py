@@ -1,6 +1,6 @@
 """What all our objects share: whose they are, who made them, when, and under which UIDs.
 
-The same sources, model and revision always give the same UIDs and, with the same ``made_at``, the same bytes
+The same sources, model, settings and outcome always give the same UIDs and, with the same ``made_at``, the same bytes
 (promise 3). The patient and the study are copied from the sources as they are; only what no reader could take (an
 impossible date, a missing frame of reference) is put right, and only in our copies.
 """
@@ -24,9 +24,9 @@ from pydicom.uid import UID
 from pydicom.valuerep import DA, TM, DSfloat
 
 from service import __version__, codes
-from service.types import Finding, Model, Point, ResultObject, Series, SourceVolume, Study
+from service.types import Finding, Model, Outcome, Point, ResultObject, Series, SourceVolume, Study
 
-NAME = "Overread"
+NAME = codes.PRODUCT
 SERIAL_NUMBER = f"{NAME}-{__version__}"  # Type 1 in a SEG; the program has no number but its version
 DISCLAIMER = "Research use only, not for diagnosis"
 
@@ -61,10 +61,14 @@ class Making:
     model: Model
     backend: str  # where the networks ran, in words
     made_at: datetime  # aware; every date and time of ours in the objects
-    revision: int  # counts the deliberate repetitions of one analysis, from 0; a new one means new UIDs
 
 
 # --- UIDs -----------------------------------------------------------------------------------------------------------
+
+
+def is_result(header: Dataset) -> bool:
+    """Whether an instance is a result of an Overread."""
+    return {header.get("Manufacturer"), header.get("ManufacturerModelName")} == {NAME}
 
 
 def series_uid(making: Making, source: SourceVolume | None, kind: Kind) -> str:
@@ -72,9 +76,9 @@ def series_uid(making: Making, source: SourceVolume | None, kind: Kind) -> str:
     return codes.derive_uid(*_origin(making, source), kind, "series")
 
 
-def instance_uid(making: Making, source: SourceVolume | None, kind: Kind) -> str:
-    """SOP Instance UID of the model's object of one kind."""
-    return codes.derive_uid(*_origin(making, source), kind, f"revision {making.revision}")
+def instance_uid(making: Making, source: SourceVolume | None, kind: Kind, outcome: Outcome) -> str:
+    """SOP Instance UID of the model's object of one kind; another outcome of the same sources is another object."""
+    return codes.derive_uid(*_origin(making, source), kind, outcome)
 
 
 def tracking_uid(series: Series, model_name: str, centroid_lps_mm: Point) -> str:
@@ -113,10 +117,12 @@ def frame_of_reference_uid(source: SourceVolume) -> str:
 
 def _origin(making: Making, source: SourceVolume | None) -> tuple[str, ...]:
     """What an object is made of and by what; the whole study where no series was analysed."""
-    every = [source.series] if source else making.study.series
+    # Without results of another Overread: two of them would answer each other for ever.
+    every = [source.series] if source else [s for s in making.study.series if not is_result(s.header)]
     sources = _digest(instance.sop_instance_uid for series in every for instance in series.instances)
     model = making.model
-    return sources, model.spec.name, model.spec.version, model.weights_sha256
+    settings = hashlib.sha256(model.spec.model_dump_json().encode()).hexdigest()
+    return making.study.study_instance_uid, sources, model.spec.name, model.spec.version, model.weights_sha256, settings
 
 
 def _digest(uids: Iterable[str]) -> str:
@@ -209,14 +215,14 @@ def label(finding: Finding) -> str:
     return f"{finding.finding.meaning[:58]} {finding.number}"
 
 
-def series_of_ours(making: Making, source: SourceVolume | None, kind: Kind) -> dict[str, Any]:
+def series_of_ours(making: Making, source: SourceVolume | None, kind: Kind, outcome: Outcome) -> dict[str, Any]:
     """Arguments of highdicom's constructors that say which series and instance this is, and of which equipment."""
     return {
         "specific_character_set": None,  # `finish` sets it; highdicom would refuse some that are in use
         "series_instance_uid": series_uid(making, source, kind),
         "series_number": _SERIES_NUMBER[kind],
-        "sop_instance_uid": instance_uid(making, source, kind),
-        "instance_number": making.revision + 1,
+        "sop_instance_uid": instance_uid(making, source, kind, outcome),
+        "instance_number": 1,
         "series_description": _series_description(making.model.spec.title),
         "manufacturer": NAME,
         "manufacturer_model_name": NAME,

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from service import codes
 from service.results.identity import DISCLAIMER, Making, code, complete_headers, finish, label, series_of_ours
-from service.types import Finding, ResultObject, SourceVolume
+from service.types import Finding, Outcome, ResultObject, SourceVolume
 
 
 def segmentation(source: SourceVolume, findings: Sequence[Finding], making: Making) -> ResultObject:
@@ -46,7 +46,7 @@ def segmentation(source: SourceVolume, findings: Sequence[Finding], making: Maki
         omit_empty_frames=True,
         content_label="FINDINGS",
         content_description=DISCLAIMER,
-        **series_of_ours(making, source, "SEG"),
+        **series_of_ours(making, source, "SEG", Outcome.FINDINGS),
     )
     # highdicom draws this UID by lot; ours are derived.
     dimensions = codes.derive_uid(made.SOPInstanceUID, "dimensions")

@@ -93,7 +93,7 @@ def report(
         content=root,
         is_complete=not dropped and outcome is not Outcome.FAILED,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **identity.series_of_ours(making, source, "SR"),
+        **identity.series_of_ours(making, source, "SR", outcome),
     )
     if not source:
         study = made.CurrentRequestedProcedureEvidenceSequence[0]

@@ -15,7 +15,7 @@ from pydicom.uid import UID
 
 from service.demo.phantom import tiny
 from service.demo.phantom_dicom import write_localizer, write_series
-from tests.acceptance.conftest import Orthanc, Service, wait
+from tests.acceptance.conftest import Orthanc, Service
 from tests.acceptance.test_main_job import push, study_uid_of
 from tests.support import REPOSITORY, counterpart, free_port, missing
 from tests.toys import bright_study, write_model
@@ -65,14 +65,7 @@ def test_a_wrong_ae_title_stops_that_destination_only(service: Service, orthanc:
     service.start()
     push(tmp_path / "study", service)
     study_uid = study_uid_of(tmp_path / "study")
-    service.wait_for_study(study_uid, "delivering")
-
-    def ended() -> bool:
-        states = [d["state"] for d in service.get(f"/api/v1/studies/{study_uid}")["deliveries"]]
-        return sorted(states) == ["confirmed", "confirmed", "refused", "refused"]
-
-    wait(ended, "both destinations to come to an end", seconds=30)
-    for delivery in service.get(f"/api/v1/studies/{study_uid}")["deliveries"]:
+    for delivery in service.wait_for_study(study_uid, "undelivered")["deliveries"]:
         assert delivery["state"] == ("refused" if delivery["destination"] == "wrong" else "confirmed")
         if delivery["destination"] == "wrong":
             assert "Called AE title not recognised" in delivery["reason"]
@@ -81,6 +74,33 @@ def test_a_wrong_ae_title_stops_that_destination_only(service: Service, orthanc:
     checked = overread("check", "--config", service.config)
     assert checked.returncode == 1
     assert "Called AE title not recognised" in checked.stdout
+
+    # Mended, and started again: what was refused is delivered.
+    assert service.stop() == 0
+    service.destinations = service.destinations.replace("NOBODY", "ORTHANC")
+    service.start()
+    assert {d["state"] for d in service.wait_for_study(study_uid)["deliveries"]} == {"confirmed"}
+
+
+def test_a_second_service_in_the_same_folder_refuses_to_start(service: Service, tmp_path: Path) -> None:
+    service.start()
+    second = Service(folder=tmp_path / "second", models=service.models, store=str(tmp_path / "var"))
+    second.folder.mkdir()
+    done = overread("serve", "--config", second.config)
+    assert done.returncode == 1
+    assert "another Overread runs in it" in done.stderr
+    assert service.get("/health/ready")["ready"] is True
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_store_that_can_not_be_made_is_told(command: str, service: Service, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    service.store = str(tmp_path / "file" / "var")
+    done = overread(command, "--config", service.config)
+    assert done.returncode == 1
+    assert "Not a directory" in done.stdout + done.stderr
+    assert "name another folder" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -154,14 +174,15 @@ def test_a_misspelt_key_refuses_to_start(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_refuses_to_start(service: Service) -> None:
     import socket
 
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", service.dicom_port))
-        other.listen()
-        for command in ("serve", "check"):
-            done = overread(command, "--config", service.config)
-            assert done.returncode == 1
-            assert "Traceback" not in done.stdout + done.stderr
-            assert str(service.dicom_port) in done.stdout + done.stderr
+    for port in (service.dicom_port, service.http_port):
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+            other.listen()
+            for command in ("serve", "check"):
+                done = overread(command, "--config", service.config)
+                assert done.returncode == 1
+                assert "Traceback" not in done.stdout + done.stderr
+                assert str(port) in done.stdout + done.stderr
 
 
 def test_check_says_that_all_holds(service: Service, orthanc: Orthanc) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import highdicom as hd
@@ -12,8 +13,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 
+from service.demo.phantom import tiny
+from service.demo.phantom_dicom import write_localizer, write_series
 from tests.acceptance.conftest import Orthanc, Service, wait
-from tests.support import counterpart
+from tests.support import counterpart, free_port
 from tests.toys import Ball, bright_study, write_model
 
 
@@ -98,9 +101,6 @@ def test_a_pushed_study_comes_back_with_its_lesion(
 
 
 def test_nothing_found_is_an_answer_too(service: Service, orthanc: Orthanc, tmp_path: Path) -> None:
-    from service.demo.phantom import tiny
-    from service.demo.phantom_dicom import write_series
-
     folder = tmp_path / "healthy"
     write_series(tiny(), folder)
     service.add_destination("ORTHANC", orthanc.port)
@@ -186,3 +186,35 @@ def test_a_late_instance_makes_a_new_answer(
     wait(lambda: service.get(f"/api/v1/studies/{study_uid_of(folder)}")["revision"] == 1, "a new revision", seconds=20)
     service.wait_for_study(study_uid_of(folder))
     assert len(orthanc.instances()) == 4  # the first answer's two objects stay; the new ones have their own UIDs
+
+
+def test_a_late_instance_beside_the_analysed_series_sends_nothing_again(
+    service: Service, orthanc: Orthanc, study: tuple[Path, Ball], tmp_path: Path
+) -> None:
+    """A dose report, or another program's result: what was analysed is the same, and so are its objects."""
+    folder, _ = study
+    write_localizer(tiny(), tmp_path / "late", study_uid=study_uid_of(folder))
+    service.add_destination("ORTHANC", orthanc.port)
+    service.start()
+    push(folder, service)
+    first = service.wait_for_study(study_uid_of(folder))
+    push(tmp_path / "late", service)
+    wait(lambda: service.get(f"/api/v1/studies/{study_uid_of(folder)}")["revision"] == 1, "a new revision", seconds=20)
+    second = service.wait_for_study(study_uid_of(folder))
+    assert second["answers"][0]["objects"] == first["answers"][0]["objects"]
+    assert second["deliveries"] == first["deliveries"]
+    kept = [p.read_bytes() for p in sorted((service.folder / "var" / "evidence").glob("*/[01]/bright.SR.dcm"))]
+    assert len(kept) == 2
+    assert kept[0] == kept[1], "one UID, one content"
+
+
+def test_it_stops_in_time_though_the_pacs_is_down(service: Service, study: tuple[Path, Ball]) -> None:
+    folder, _ = study
+    service.add_destination("ORTHANC", free_port())
+    service.start()
+    push(folder, service)
+    wait(lambda: len(service.events("delivery.retrying")) >= 4, "two attempts of two objects", seconds=40)
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 20, "a container engine kills after that"
+    assert service.events("service.stopped")

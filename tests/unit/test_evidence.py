@@ -63,7 +63,8 @@ def test_what_is_frozen_never_changes(answer: Answer, tmp_path: Path) -> None:
     changed = replace(answer, objects=(replace(answer.objects[1], content=b"other"),), findings=(), pictures=())
     assert evidence.freeze(tmp_path, _evidence(changed), 0) == folder
     assert (folder / evidence.object_name(answer, answer.objects[1])).read_bytes() == b"sr"
-    again = evidence.freeze(tmp_path, _evidence(changed), 1)
+    other = replace(changed, objects=(replace(changed.objects[0], sop_instance_uid="2.9"),))
+    again = evidence.freeze(tmp_path, _evidence(other), 1)
     assert (again / evidence.object_name(answer, answer.objects[1])).read_bytes() == b"other"
 
 

@@ -66,17 +66,18 @@ def test_uids_differ_where_the_making_differs_and_only_there(tmp_path: Path) -> 
     making, source = phantom.making, phantom.source
     model = making.model
     others = [
-        replace(making, revision=1),
+        replace(making, model=replace(model, spec=model.spec.model_copy(update={"title": "Another setting"}))),
         replace(making, model=replace(model, weights_sha256="1" * 64)),
         replace(making, model=replace(model, spec=model.spec.model_copy(update={"version": "1.2.1"}))),
         replace(making, model=replace(model, spec=model.spec.model_copy(update={"name": "other-lesion"}))),
     ]
-    uids = {identity.instance_uid(each, source, kind) for each in (making, *others) for kind in KINDS}
+    found = Outcome.FINDINGS
+    uids = {identity.instance_uid(each, source, kind, found) for each in (making, *others) for kind in KINDS}
     assert len(uids) == 10
     later = replace(making, backend="another device", made_at=making.made_at.replace(year=2030))
-    assert identity.instance_uid(later, source, "SEG") == identity.instance_uid(making, source, "SEG")
-    # A new revision stays in the series of its predecessors; another kind or other weights do not.
-    assert identity.series_uid(others[0], source, "SR") == identity.series_uid(making, source, "SR")
+    assert identity.instance_uid(later, source, "SEG", found) == identity.instance_uid(making, source, "SEG", found)
+    # A report that says something else is another object.
+    assert identity.instance_uid(making, source, "SR", Outcome.FAILED) not in uids
     assert identity.series_uid(making, source, "SEG") != identity.series_uid(making, source, "SR")
     assert identity.series_uid(others[1], source, "SR") != identity.series_uid(making, source, "SR")
     assert identity.device_uid(others[1].model) != identity.device_uid(model)
@@ -87,9 +88,9 @@ def test_uids_change_with_the_sources_but_not_with_their_order(tmp_path: Path) -
     series = phantom.source.series
     mixed = replace(series, instances=tuple(sorted(series.instances, key=lambda i: i.sop_instance_uid)))
     fewer = replace(series, instances=series.instances[1:])
-    whole = identity.instance_uid(phantom.making, replace(phantom.source, series=series), "SR")
-    assert identity.instance_uid(phantom.making, replace(phantom.source, series=mixed), "SR") == whole
-    assert identity.instance_uid(phantom.making, replace(phantom.source, series=fewer), "SR") != whole
+    whole = identity.instance_uid(phantom.making, replace(phantom.source, series=series), "SR", Outcome.FINDINGS)
+    assert identity.instance_uid(phantom.making, replace(phantom.source, series=mixed), "SR", Outcome.FINDINGS) == whole
+    assert identity.instance_uid(phantom.making, replace(phantom.source, series=fewer), "SR", Outcome.FINDINGS) != whole
 
 
 def test_tracking_uid_is_the_place_and_not_the_rank(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def _answered(store: Store, *deliveries: Delivery, revision: int = 0, study: str
     _keep(store, f"r{revision}", now=100.0, study=study)
     assert store.begin_analysis(study, revision, before=200.0)
     answers: dict[str, tuple[str, dict[str, Any]]] = {"m": ("findings", {"model": "m", "revision": revision})}
-    return [number for number, _ in store.save_answers(study, revision, answers=answers, deliveries=deliveries)]
+    assert store.save_answers(study, revision, answers=answers, deliveries=deliveries)
+    return [one["delivery_id"] for one in _row(store, study)["deliveries"]]
 
 
 # --- Receiving ------------------------------------------------------------------------------------------------------
@@ -218,10 +219,10 @@ def test_studies_become_quiet_the_longest_first(store: Store) -> None:
 
 def test_a_study_is_claimed_once(store: Store) -> None:
     _keep(store)
-    assert store.unfinished_studies() == []
+    assert store.due_studies(now=200.0, lease_seconds=60) == []
     assert store.begin_analysis(STUDY, 0, before=200.0)
     assert not store.begin_analysis(STUDY, 0, before=200.0)
-    assert store.unfinished_studies() == [(STUDY, 0)]
+    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0)]
 
 
 def test_an_instance_between_look_and_claim_prevents_the_claim(store: Store) -> None:
@@ -251,23 +252,23 @@ def test_answers_and_deliveries_are_saved_once_though_told_twice(store: Store) -
     _analysing(store)
     deliveries = [_delivery("9.1"), _delivery("9.2"), _delivery("9.1", "archive")]
     answers: dict[str, tuple[str, dict[str, Any]]] = {"m": ("findings", {"n": 1}), "k": ("failed", {"n": 2})}
-    first = store.save_answers(STUDY, 0, answers=answers, deliveries=deliveries)
+    assert store.save_answers(STUDY, 0, answers=answers, deliveries=deliveries)
+    first = store.due_deliveries(now=200.0, lease_seconds=60)
     store.note_delivery(first[0][0], CONFIRMED)
-    again = store.save_answers(STUDY, 0, answers={"m": ("no findings", {"n": 3})}, deliveries=iter(deliveries))
-    assert sorted(first) == sorted(again)
-    assert sorted(name for _, name in first) == ["archive", "pacs", "pacs"]
+    assert not store.save_answers(STUDY, 0, answers={"m": ("no findings", {"n": 3})}, deliveries=iter(deliveries))
+    assert sorted(name for _, name, _ in first) == ["archive", "pacs", "pacs"]
     row = _row(store)
     assert row["answers"] == [{"n": 2}, {"n": 1}]
     assert [one["state"] for one in row["deliveries"]].count("confirmed") == 1, "a second telling resets nothing"
-    assert (row["state"], store.unfinished_studies()) == ("delivering", [])
+    assert (row["state"], store.due_studies(now=300.0, lease_seconds=60)) == ("delivering", [])
 
 
 def test_answers_of_an_earlier_revision_leave_a_reopened_study_waiting(store: Store) -> None:
     _analysing(store)
     _keep(store, "late", now=300.0)
-    store.save_answers(STUDY, 0, answers={"m": ("findings", {"revision": 0})}, deliveries=[_delivery("9.1")])
+    assert not store.save_answers(STUDY, 0, answers={"m": ("findings", {"revision": 0})}, deliveries=[_delivery("9.1")])
     row = _row(store)
-    assert (row["state"], row["answers"]) == ("receiving", [])
+    assert (row["state"], row["answers"], row["deliveries"]) == ("receiving", [], [])
     assert store.begin_analysis(STUDY, 1, before=400.0)
     store.save_answers(STUDY, 1, answers={"m": ("findings", {"revision": 1})}, deliveries=[_delivery("9.2")])
     assert _row(store)["answers"] == [{"revision": 1}]
@@ -284,30 +285,36 @@ def test_a_study_with_nothing_to_deliver_is_done(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("states", "done"),
+    ("states", "state"),
     [
-        ((CONFIRMED, CONFIRMED), True),
-        ((CONFIRMED, UNCONFIRMED), True),
-        ((UNCONFIRMED, UNCONFIRMED), True),
-        ((CONFIRMED, REFUSED), False),
-        ((CONFIRMED, DeliveryState.SENT), False),
-        ((CONFIRMED, DeliveryState.RETRYING), False),
-        ((CONFIRMED, DeliveryState.QUEUED), False),
+        ((CONFIRMED, CONFIRMED), "done"),
+        ((CONFIRMED, UNCONFIRMED), "done"),
+        ((UNCONFIRMED, UNCONFIRMED), "done"),
+        ((CONFIRMED, REFUSED), "undelivered"),
+        ((CONFIRMED, DeliveryState.SENT), "delivering"),
+        ((CONFIRMED, DeliveryState.RETRYING), "delivering"),
+        ((REFUSED, DeliveryState.QUEUED), "delivering"),
     ],
 )
 def test_a_study_is_done_with_its_last_delivery(
-    states: tuple[DeliveryState, DeliveryState], done: bool, store: Store
+    states: tuple[DeliveryState, DeliveryState], state: str, store: Store
 ) -> None:
     numbers = _answered(store, _delivery("9.1"), _delivery("9.2"))
-    for number, state in zip(numbers, states, strict=True):
+    for number, one in zip(numbers, states, strict=True):
         assert _row(store)["state"] == "delivering"
-        store.note_delivery(number, state)
-    assert _row(store)["state"] == ("done" if done else "delivering")
+        store.note_delivery(number, one)
+    assert _row(store)["state"] == state
 
 
-def test_a_refused_delivery_may_still_arrive(store: Store) -> None:
+def test_a_refused_delivery_is_tried_again_after_a_start(store: Store) -> None:
+    """Somebody may have mended the configuration, here or there."""
     (number,) = _answered(store, _delivery("9.1"))
     store.note_delivery(number, REFUSED, reason="no room")
+    assert _row(store)["state"] == "undelivered"
+    assert store.due_deliveries(now=9e9, lease_seconds=60) == []
+    store.release()
+    assert _row(store)["state"] == "delivering"
+    assert [due[0] for due in store.due_deliveries(now=9e9, lease_seconds=60)] == [number]
     store.note_delivery(number, CONFIRMED)
     assert _row(store)["state"] == "done"
 
@@ -330,16 +337,43 @@ def test_the_last_two_deliveries_confirmed_at_once_end_the_study(store: Store) -
 
 def test_a_delivery_remembers_its_attempts_and_the_last_reason(store: Store) -> None:
     (number,) = _answered(store, _delivery("9.1"))
-    assert store.unfinished_deliveries() == [(number, "pacs")]
-    store.note_delivery(number, DeliveryState.RETRYING, reason="away", tried=True)
+    assert store.due_deliveries(now=200.0, lease_seconds=60) == [(number, "pacs", 0)]
+    store.note_delivery(number, DeliveryState.RETRYING, reason="away", tried=True, next_at=300.0)
+    assert store.due_deliveries(now=299.0, lease_seconds=60) == []
+    assert store.due_deliveries(now=300.0, lease_seconds=60) == [(number, "pacs", 1)]
     waited = store.note_delivery(number, DeliveryState.SENT, tried=True)
     assert waited == pytest.approx(time.time() - 100.0, abs=5)
     found = store.delivery(number)
     assert (found.attempts, found.state, found.reason) == (2, DeliveryState.SENT, "")
     assert (found.path, found.sop_instance_uid, found.queued_at) == (Path("9.1.dcm"), "9.1", 105.0)
-    assert store.unfinished_deliveries() == [(number, "pacs")]
+    store.release()
+    assert store.due_deliveries(now=300.0, lease_seconds=60) == [(number, "pacs", 2)]
     store.note_delivery(number, CONFIRMED)
-    assert store.unfinished_deliveries() == []
+    store.release()
+    assert store.due_deliveries(now=9999.0, lease_seconds=60) == []
+
+
+def test_what_is_due_is_given_out_once_until_its_lease_ends(store: Store) -> None:
+    _analysing(store)
+    assert store.is_analysing(STUDY, 0)
+    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0)]
+    assert store.due_studies(now=259.0, lease_seconds=60) == []
+    assert store.due_studies(now=260.0, lease_seconds=60) == [(STUDY, 0, 0)], "its workflow may have been lost"
+    store.postpone_study(STUDY, 0, until=500.0)
+    assert store.due_studies(now=499.0, lease_seconds=60) == []
+    assert store.due_studies(now=500.0, lease_seconds=60) == [(STUDY, 0, 1)]
+    store.release()
+    assert store.due_studies(now=501.0, lease_seconds=60) == [(STUDY, 0, 1)], "a start waits for no lease"
+    _keep(store, "late", now=600.0)
+    assert not store.is_analysing(STUDY, 0)
+    assert store.due_studies(now=9999.0, lease_seconds=60) == [], "it is receiving again"
+
+
+def test_an_object_sent_before_is_not_queued_again(store: Store) -> None:
+    (number,) = _answered(store, _delivery("9.1"))
+    store.note_delivery(number, CONFIRMED)
+    assert _answered(store, _delivery("9.1"), revision=1) == [number]
+    assert _row(store)["state"] == "done", "nothing new is to be delivered"
 
 
 # --- Seen from outside ----------------------------------------------------------------------------------------------

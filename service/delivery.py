@@ -1,0 +1,97 @@
+"""One attempt to bring one object to one destination, and what follows from how it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from service import log, metrics
+from service.config import Destination
+from service.errors import DeliveryError
+from service.results import deliver
+from service.store import Store
+from service.types import Delivery, DeliveryState
+
+_PAUSES = (2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds before the next attempt; then the last again
+_QUERY_PAUSES = (0.0, 0.5, 2.0, 5.0, 15.0)  # seconds before each look for an object that was stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """How an attempt ended."""
+
+    state: DeliveryState
+    reason: str  # in words
+    error: DeliveryError | None
+    next_at: float  # when the next one is due, if there is one; seconds since 1970
+
+
+def attempt(
+    delivery: Delivery, destination: Destination, store: Store, *, our_ae_title: str, stopping: threading.Event
+) -> Attempt:
+    """Send an object unless it was sent, then look whether it is there. Never raises.
+
+    Parameters
+    ----------
+    store
+        Is told as soon as the peer has said Success.
+    stopping
+        Ends the wait for a peer that indexes slowly; what was sent is then looked for after the restart.
+    """
+    try:
+        state, reason, error = _try(delivery, destination, store, our_ae_title=our_ae_title, stopping=stopping)
+    except Exception as exc:  # not foreseen: it is tried again as if it had been
+        log.failure("delivery.failed", exc, delivery_id=delivery.delivery_id, destination=delivery.destination)
+        state, reason, error = DeliveryState.RETRYING, f"an internal error ({type(exc).__name__})", None
+    if time.time() - delivery.queued_at > destination.retry_hours * 3600:
+        if state == DeliveryState.RETRYING:
+            state = DeliveryState.REFUSED
+        elif state in (DeliveryState.SENT, DeliveryState.QUEUED):
+            state = DeliveryState.UNCONFIRMED
+    next_at = time.time() + _PAUSES[min(delivery.attempts, len(_PAUSES) - 1)]
+    return Attempt(state=state, reason=reason, error=error, next_at=next_at)
+
+
+def tell(delivery: Delivery, made: Attempt, *, seconds_since_last_slice: float) -> None:
+    """Count an attempt, and log it."""
+    metrics.DELIVERIES.labels(destination=delivery.destination, outcome=made.state).inc()
+    fields = {
+        "delivery_id": delivery.delivery_id,
+        "study_uid": delivery.study_instance_uid,
+        "sop_instance_uid": delivery.sop_instance_uid,
+        "kind": delivery.kind,
+        "destination": delivery.destination,
+        "seconds_since_last_slice": round(seconds_since_last_slice, 1),
+    }
+    if made.error:
+        log.warning(f"delivery.{made.state}", made.error, **fields)
+    else:
+        log.event(f"delivery.{made.state}", **fields)
+    if made.state in (DeliveryState.CONFIRMED, DeliveryState.UNCONFIRMED):
+        metrics.LAST_SLICE_TO_DELIVERED.labels(destination=delivery.destination).observe(seconds_since_last_slice)
+
+
+def _try(
+    delivery: Delivery, destination: Destination, store: Store, *, our_ae_title: str, stopping: threading.Event
+) -> tuple[DeliveryState, str, DeliveryError | None]:
+    sent, reason = delivery.state == DeliveryState.SENT, delivery.reason
+    try:
+        if not sent:
+            reason = deliver.send(delivery.path, delivery.sop_class_uid, destination, our_ae_title=our_ae_title)
+            sent = True
+            store.note_delivery(delivery.delivery_id, DeliveryState.SENT, reason=reason)
+        if destination.confirm == "none":
+            return DeliveryState.UNCONFIRMED, reason, None
+        for pause in _QUERY_PAUSES:  # some PACS index after they have answered
+            if stopping.wait(pause):
+                return DeliveryState.SENT, reason, None
+            if deliver.is_present(delivery, destination, our_ae_title=our_ae_title):
+                return DeliveryState.CONFIRMED, reason, None
+        return DeliveryState.QUEUED, "stored with Success, and not to be found there; it is sent again", None
+    except DeliveryError as exc:
+        if sent:  # it is there, or was: only the look for it failed
+            state = DeliveryState.SENT if exc.retry else DeliveryState.UNCONFIRMED
+        else:
+            state = DeliveryState.RETRYING if exc.retry else DeliveryState.REFUSED
+        return state, deliver.explain(exc), exc
