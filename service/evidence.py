@@ -108,7 +108,6 @@ def as_json(answer: Answer) -> dict[str, Any]:
                 "sop_instance_uid": made.sop_instance_uid,
                 "series_instance_uid": made.series_instance_uid,
                 "file": object_name(answer, made),
-                "bytes": len(made.content),
             }
             for made in answer.objects
         ],
