@@ -22,7 +22,7 @@ from service import evidence, log, metrics
 from service.analysis.schedule import Scheduler
 from service.config import Config
 from service.delivery import attempt, tell
-from service.errors import NotUnderstood
+from service.errors import NotUnderstood, Stopping
 from service.intake.study import group, read_instance
 from service.pipeline import analyse, unreadable
 from service.store import Store
@@ -172,6 +172,8 @@ def study_step(study_uid: str, revision: int, tries: int) -> None:
             _analyse(parts, study_uid, revision, last_try=tries >= len(_ANALYSIS_PAUSES))
         if not _save_answers(parts, study_uid, revision):
             log.event("study.superseded", study_uid=study_uid, revision=revision)
+    except Stopping:
+        log.event("analysis.left", study_uid=study_uid)  # it is due again at the next start
     except Exception as exc:  # a backend or a database that is away, a full disk: tried until somebody mends it
         log.failure("analysis.postponed", exc, study_uid=study_uid)
         pause = _ANALYSIS_PAUSES[min(tries, len(_ANALYSIS_PAUSES) - 1)]
@@ -282,13 +284,14 @@ def delivery_step(delivery_id: int) -> None:
 
 def _until_saved(parts: _Parts, save: Callable[[], object]) -> None:
     """Write something down, however long the database is away; when we stop, the next start does it all again."""
-    while not parts.stopping.is_set():
+    while True:
         try:
             save()
             return
         except Exception as exc:
             log.failure("store.away", exc)
-            parts.stopping.wait(_SAVE_SECONDS)
+            if parts.stopping.wait(_SAVE_SECONDS):
+                return
 
 
 def _here() -> _Parts:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
+from pynetdicom import evt
 
+from service.demo.pacs import OwnPacs
 from service.demo.phantom import tiny
 from service.demo.phantom_dicom import write_localizer, write_series
 from tests.acceptance.conftest import Orthanc, Service, wait
@@ -218,3 +220,55 @@ def test_it_stops_in_time_though_the_pacs_is_down(service: Service, study: tuple
     assert service.stop() == 0
     assert time.monotonic() - began < 20, "a container engine kills after that"
     assert service.events("service.stopped")
+
+
+def test_stopped_while_it_analyses_it_finishes_after_the_restart(
+    service: Service, orthanc: Orthanc, study: tuple[Path, Ball]
+) -> None:
+    folder, _ = study
+    service.add_destination("ORTHANC", orthanc.port)
+    service.start()
+    push(folder, service)
+    service.wait_for_study(study_uid_of(folder), "analysing", seconds=20)
+    assert service.stop() == 0
+    service.start()
+    (answer,) = service.wait_for_study(study_uid_of(folder))["answers"]
+    assert answer["outcome"] == "findings"
+    assert len(orthanc.instances()) == 2
+    for line in service.log().splitlines():  # also when it stops in the middle of work
+        assert json.loads(line)["event"]
+
+
+class _Choosy(OwnPacs):
+    """A PACS that has no room for one study."""
+
+    unwanted = ""
+
+    def _store(self, event: evt.Event) -> int:
+        return 0xA700 if event.dataset.StudyInstanceUID == self.unwanted else super()._store(event)
+
+
+def test_a_result_that_is_refused_for_now_holds_up_no_other(service: Service, tmp_path: Path) -> None:
+    """More results than places in the destination's queue wait for room; the next study's go past them."""
+    pacs = _Choosy(tmp_path / "pacs")
+    try:
+        for name in ("second", "third"):
+            write_model(service.models, name)  # six objects a study, four places
+        for seed, name in enumerate(("unwanted", "wanted")):
+            bright_study(tmp_path / name, seed=seed)
+        pacs.unwanted = study_uid_of(tmp_path / "unwanted")
+        service.add_destination("DEMOPACS", pacs.port)
+        service.start()
+        push(tmp_path / "unwanted", service)
+        wait(lambda: len(service.events("delivery.retrying")) >= 6, "the refusals", seconds=60)
+        push(tmp_path / "wanted", service)
+        wanted = service.wait_for_study(study_uid_of(tmp_path / "wanted"))
+        assert {d["state"] for d in wanted["deliveries"]} == {"confirmed"}
+        held = service.get(f"/api/v1/studies/{pacs.unwanted}")["deliveries"]
+        assert {d["state"] for d in held} == {"retrying"}
+        assert all("make room there" in d["reason"] for d in held)
+        pacs.unwanted = ""
+        study = service.wait_for_study(study_uid_of(tmp_path / "unwanted"), seconds=90)
+        assert {d["state"] for d in study["deliveries"]} == {"confirmed"}
+    finally:
+        pacs.stop()
