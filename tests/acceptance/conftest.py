@@ -40,6 +40,7 @@ class Service:
     destinations: str = ""
     extra_intake: str = ""
     store: str = ""
+    database: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     dicom_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
@@ -56,7 +57,8 @@ class Service:
         path.write_text(
             f"[intake]\nport = {self.dicom_port}\nquiet_seconds = 1.5\nminimum_free_gib = 0.0\n{self.extra_intake}\n"
             f'[analysis]\nmodels_directory = "{self.models}"\n'
-            f'[store]\ndirectory = "{self.store or "var"}"\n[api]\nport = {self.http_port}\n{self.destinations}'
+            f'[store]\ndirectory = "{self.store or "var"}"\ndatabase = "{self.database}"\n'
+            f"[api]\nport = {self.http_port}\n{self.destinations}"
         )
         return path
 

@@ -272,3 +272,21 @@ def test_a_result_that_is_refused_for_now_holds_up_no_other(service: Service, tm
         assert {d["state"] for d in study["deliveries"]} == {"confirmed"}
     finally:
         pacs.stop()
+
+
+def test_state_and_work_may_live_in_postgresql(
+    service: Service, orthanc: Orthanc, study: tuple[Path, Ball], postgresql: str
+) -> None:
+    """The same program, one setting; killed in the middle, as above."""
+    folder, _ = study
+    service.database = postgresql
+    service.add_destination("ORTHANC", orthanc.port)
+    service.start()
+    push(folder, service)
+    service.wait_for_study(study_uid_of(folder), "analysing", seconds=20)
+    service.kill()
+    service.start()
+    answer = service.wait_for_study(study_uid_of(folder))
+    assert {d["state"] for d in answer["deliveries"]} == {"confirmed"}
+    assert len(orthanc.instances()) == 2
+    assert not list((service.folder / "var").glob("*.sqlite"))
