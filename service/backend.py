@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from service.analysis.onnx import OnnxBackend
-from service.config import Analysis
-from service.errors import ConfigError
+from service.analysis.engine import OnnxBackend
+from service.analysis.triton import TritonBackend
+from service.config import Analysis, Triton
 from service.types import Backend
 
+_TRITON = "triton://"
 
-def open_backend(analysis: Analysis) -> Backend:
-    """Open the configured backend.
 
-    Raises
-    ------
-    ConfigError
-        If this version has none of that kind.
-    """
-    if analysis.backend != "onnxruntime":
-        raise ConfigError(
-            doing="opening the inference backend",
-            found=f"[analysis] backend = {analysis.backend!r}",
-            rule="this version runs networks in process; the Triton client comes with a later one",
-            way_out='set backend = "onnxruntime"',
-        )
-    return OnnxBackend(threads=analysis.threads)
+def open_backend(analysis: Analysis, triton: Triton | None = None) -> Backend:
+    """Open the configured backend; whether a server is there shows when a network is loaded."""
+    if analysis.backend.startswith(_TRITON):
+        address = analysis.backend.removeprefix(_TRITON)
+        return TritonBackend(address, triton or Triton(), patch_seconds=analysis.patch_seconds)
+    return OnnxBackend(
+        threads=analysis.threads, memory_gib=analysis.gpu_memory_gib, patch_seconds=analysis.patch_seconds
+    )

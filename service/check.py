@@ -5,7 +5,6 @@ What it opens it closes, and no study is touched; it leaves the store's folder a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import tempfile
@@ -18,7 +17,7 @@ import numpy as np
 from service.backend import open_backend
 from service.config import Config, Destination, read_config
 from service.errors import ConfigError, ServiceError
-from service.models import available, installed
+from service.models import available, installed, survey
 from service.results.deliver import accepts, echo
 from service.show import console
 from service.store import open_store
@@ -61,24 +60,33 @@ def _checks(config: Config) -> Iterator[tuple[str, Check]]:
     yield "database", lambda: _database(config)
     yield "DICOM port", lambda: _port(config.intake.host, config.intake.port, "[intake]")
     yield "HTTP port", lambda: _port(config.api.host, config.api.port, "[api]")
-    models, backend = config.analysis.models_directory, None
-    names = config.analysis.models
-    try:
-        names = names or tuple(model.spec.name for model in installed(models))
-        backend = open_backend(config.analysis)
-    except ServiceError as exc:
-        yield "models", _raising(exc)
-        names = ()
-    for name in names:
-        yield f"model {name}", lambda name=name: _runs(models, name, backend)  # type: ignore[misc]
-    with contextlib.suppress(ConfigError):
-        for spec in available(models):
-            if not names or spec.name not in names:
-                yield f"model {spec.name}", lambda: "left out: it is not installed, or not named in [analysis]"
+    yield from _models(config)
     if not config.destinations:
         yield "destinations", lambda: "none: results are kept here and shown by the API, and sent nowhere"
     for destination in config.destinations:
         yield f"destination {destination.name}", lambda d=destination: _answers(d, config)  # type: ignore[misc]
+
+
+def _models(config: Config) -> Iterator[tuple[str, Check]]:
+    """The models that would run, those that can't, and those that are left out."""
+    try:
+        models, broken = survey(config.analysis.models_directory, config.analysis.models)
+        left_out = {spec.name for spec in available(config.analysis.models_directory)}
+        backend = open_backend(config.analysis, config.triton)
+    except ServiceError as exc:
+        yield "models", _raising(exc)
+        return
+    try:
+        for model in models:
+            yield f"model {model.spec.name}", lambda m=model: _runs(m, backend)  # type: ignore[misc]
+    finally:
+        backend.close()
+    for name, error in broken.items():
+        yield f"model {name}", _raising(error)
+    for name in sorted(left_out.difference(broken, (model.spec.name for model in models))):
+        yield f"model {name}", lambda: "left out: it is not installed, or not named in [analysis]"
+    if not models and not broken:
+        yield "models", lambda: str(installed(config.analysis.models_directory))
 
 
 def _writes(config: Config) -> str:
@@ -131,21 +139,16 @@ def _port(host: str, port: int, section: str) -> str:
     return f"{host}:{port} can be opened"
 
 
-def _runs(directory: Path, name: str, backend: Backend | None) -> str:
-    """Load a model and run each of its networks once, on nothing."""
-    (model,) = installed(directory, [name])
-    assert backend is not None  # where it could not be opened no model is tried
-    backend.load(model)
-    began = time.perf_counter()
-    for network, shape in _inputs(model):
-        backend.infer(network, np.zeros(shape, np.float32))
-    return f"version {model.spec.version} ran once on {backend.name} in {time.perf_counter() - began:.1f} s"
-
-
-def _inputs(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for stage in model.spec.stages:
-        if stage.input:
-            yield model.spec.network_of(stage), (1, stage.input.channels, *stage.input.shape)
+def _runs(model: Model, backend: Backend) -> str:
+    """Load a model's networks one after the other, and run each once, on nothing."""
+    seconds = 0.0
+    for network in model.networks:
+        backend.load(network)
+        began = time.perf_counter()
+        backend.infer(network.name, [np.zeros(network.input.dims, np.float32)])
+        seconds += time.perf_counter() - began
+        backend.unload(network.name)
+    return f"version {model.spec.version} ran once on {backend.name} in {seconds:.1f} s"
 
 
 def _answers(destination: Destination, config: Config) -> str:

@@ -30,11 +30,23 @@ SUCCEEDED: Final = Code("111222", "DCM", "Succeeded")
 FAILED: Final = Code("111224", "DCM", "Failed")
 NOT_ATTEMPTED: Final = Code("111225", "DCM", "Not Attempted")
 
+QUALITATIVE_EVALUATIONS: Final = Code("C0034375", "UMLS", "Qualitative Evaluations")  # TID 1500
+FINDING: Final = Code("121071", "DCM", "Finding")
+FINDING_CATEGORY: Final = Code("276214006", "SCT", "Finding category")
+FINDING_SITE: Final = Code("363698007", "SCT", "Finding Site")
+TRACKING_IDENTIFIER: Final = Code("112039", "DCM", "Tracking Identifier")
+TRACKING_UNIQUE_IDENTIFIER: Final = Code("112040", "DCM", "Tracking Unique Identifier")
+ALGORITHM_NAME: Final = Code("111001", "DCM", "Algorithm Name")
+ALGORITHM_VERSION: Final = Code("111003", "DCM", "Algorithm Version")
+SOURCE_OF_MEASUREMENT: Final = Code("121112", "DCM", "Source of Measurement")  # CID 7551
 COMMENT: Final = Code("121106", "DCM", "Comment")
 LONG_AXIS: Final = Code("103339001", "SCT", "Long axis")
 SHORT_AXIS: Final = Code("103340004", "SCT", "Short axis")
 VOLUME: Final = Code("118565006", "SCT", "Volume")
 MEAN: Final = Code("373098007", "SCT", "Mean")
+WIDTH: Final = Code("103355008", "SCT", "Width")  # CID 7470, as are these two
+HEIGHT: Final = Code("121207", "DCM", "Height")
+DEPTH: Final = Code("131197000", "SCT", "Depth")
 CERTAINTY: Final = Code("111012", "DCM", "Certainty of Finding")
 ATTENUATION: Final = Code("112031", "DCM", "Attenuation Coefficient")
 

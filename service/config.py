@@ -41,6 +41,48 @@ class Analysis(Frozen):
     models: tuple[str, ...] = Field(default=(), description="Names of the models to run; empty: all installed ones.")
     studies_at_once: int = Field(default=2, ge=1, le=64, description="Studies analysed at the same time.")
     threads: int = Field(default=0, ge=0, description="CPU threads for inference; 0: as many as there are cores.")
+    gpu_memory_gib: float = Field(
+        default=0.0,
+        ge=0,
+        description="Memory that loaded networks and running patches may take together: of the GPU, or of the machine "
+        "where none is; networks take turns in it. 0: nine tenths of what is free at the start.",
+    )
+    patch_seconds: float = Field(
+        default=120.0, gt=0, description="Time limit for a patch; a network that exceeds it is ended and named."
+    )
+
+
+class Triton(Frozen):
+    """How a Triton server is spoken to, where `backend` names one."""
+
+    timeout_seconds: float = Field(
+        default=10.0, gt=0, description="Longest wait for any answer that is not inference (that has `patch_seconds`)."
+    )
+    shared_memory: Literal["auto", "cuda", "system", "none"] = Field(
+        default="auto",
+        description="How patches reach it: through GPU memory, through /dev/shm (both on the same machine only), or in "
+        "messages. auto: the first of these that works.",
+    )
+    manage_models: bool = Field(
+        default=False,
+        description="Whether networks are loaded and unloaded there as they are needed (a server in explicit model "
+        "control mode); else they must be loaded.",
+    )
+    tls: bool = Field(default=False, description="Whether the connection is TLS.")
+    ca_file: Path | None = Field(default=None, description="PEM file of the authorities trusted; none: the system's.")
+    certificate_file: Path | None = Field(default=None, description="PEM file of our own certificate, if it asks.")
+    key_file: Path | None = Field(default=None, description="PEM file of its key.")
+
+
+class Route(Frozen):
+    """Which studies are urgent, by how they come. The first route that fits counts."""
+
+    calling_ae_title: AETitle | None = Field(default=None, description="Who sends; none: anybody.")
+    called_ae_title: AETitle | None = Field(default=None, description="Under which name we are called; none: any.")
+    priority: Literal["stat", "high", "routine", "low"] = Field(
+        description="How urgent. Without a route it is Requested Procedure Priority (0040,1003), where the images have "
+        "it, else routine."
+    )
 
 
 class Destination(Frozen):
@@ -80,7 +122,9 @@ class Config(Frozen):
     """A site's file."""
 
     intake: Intake = Intake()
+    routes: tuple[Route, ...] = Field(default=(), description="What is urgent, by sender or by the name called.")
     analysis: Analysis = Analysis()
+    triton: Triton = Triton()
     destinations: tuple[Destination, ...] = Field(default=(), description="Where results go; each gets all of them.")
     store: StoreSection = StoreSection()
     api: Api = Api()

@@ -13,10 +13,14 @@
     │   └── RegionNotFound       the organ in which the model looks is not in the images
     ├── BackendError
     │   ├── BackendUnavailable   retry: no server, no device
-    │   │   └── Stopping         retry after the restart: the service begins nothing new
+    │   │   ├── Stopping         retry after the restart: the service begins nothing new
+    │   │   └── Superseded       never an answer: later instances made the study another one
     │   ├── BackendTimeout       retry: no answer in time
+    │   ├── BackendCrashed       retry: the runtime died while the batch ran
     │   ├── OutOfMemory          retry with a smaller batch
-    │   └── ContractBroken       final: the network is not what model.toml says
+    │   ├── TooLarge             final: a network does not fit into the memory limit even alone
+    │   ├── ContractBroken       final: the network is not what model.toml says
+    │   └── NetworkFails         final: the network, run alone, took the runtime down or never ended
     ├── EncodingError            final, our own bug: an object broke a rule before it was sent
     └── DeliveryError
         ├── PeerUnreachable      retry: no connection, or it broke
@@ -120,8 +124,18 @@ class Stopping(BackendUnavailable):
     """The service is stopping. Never an answer to a study: it is analysed after the restart."""
 
 
+class Superseded(BackendUnavailable):
+    """Later instances came: the study is analysed anew, and this analysis answers nobody."""
+
+
 class BackendTimeout(BackendError):
     """The backend did not answer in time."""
+
+    retry = True
+
+
+class BackendCrashed(BackendError):
+    """The runtime died while the batch ran; whose fault it was shows when each runs alone."""
 
     retry = True
 
@@ -130,6 +144,10 @@ class OutOfMemory(BackendError):
     """The device's memory did not suffice for the batch."""
 
     retry = True
+
+
+class TooLarge(BackendError):
+    """A network and one patch do not fit into the memory that the settings allow, even alone."""
 
 
 class ContractBroken(BackendError):
@@ -164,3 +182,7 @@ class InstanceRefused(DeliveryError):
     def __init__(self, *, doing: str, found: str, rule: str, way_out: str, retry: bool) -> None:
         super().__init__(doing=doing, found=found, rule=rule, way_out=way_out)
         self.retry = retry
+
+
+class NetworkFails(BackendError):
+    """The network takes the runtime down, or does not end within the time limit, even when it runs alone."""

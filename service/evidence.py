@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from service.files import sync_folder
-from service.types import Answer, Evidence, Finding, Point, ResultObject
+from service.types import Answer, Evidence, Finding, Judgement, Lesion, Mark, Point, ResultObject
 
 _ANSWERS = "answers.json"
 
@@ -127,20 +127,38 @@ def picture_name(answer: Answer, finding: int) -> str:
 def _finding(answer: Answer, finding: Finding) -> dict[str, Any]:
     drawn = {picture.finding for picture in answer.pictures}
     return {
+        "kind": type(finding).__name__.lower(),
         "number": finding.number,
         "tracking_uid": finding.tracking_uid,
-        "finding": finding.finding.meaning,
-        "site": finding.site.meaning,
+        "finding": finding.kind.finding.meaning,
+        "site": finding.kind.site.meaning,
         "probability": round(finding.probability, 4),
-        "volume_ml": round(finding.volume_ml, 3),
-        "long_axis_mm": round(finding.long_axis_mm, 1),
-        "short_axis_mm": round(finding.short_axis_mm, 1),
-        "mean": round(finding.mean, 1),
-        "centroid_lps_mm": _rounded(finding.centroid_lps_mm),
-        "extent_lps_mm": [_rounded(point) for point in finding.extent_lps_mm],
+        **_measured(finding),
         "slice": finding.key_slice + 1,
         "picture": picture_name(answer, finding.number) if finding.number in drawn else None,
     }
+
+
+def _measured(finding: Finding) -> dict[str, Any]:
+    """What only its kind of finding has."""
+    match finding:
+        case Lesion():
+            return {
+                "volume_ml": round(finding.volume_ml, 3),
+                "long_axis_mm": round(finding.long_axis_mm, 1),
+                "short_axis_mm": round(finding.short_axis_mm, 1),
+                "mean": round(finding.mean, 1),
+                "centroid_lps_mm": _rounded(finding.centroid_lps_mm),
+                "extent_lps_mm": [_rounded(point) for point in finding.extent_lps_mm],
+            }
+        case Mark():
+            return {
+                "centre_lps_mm": _rounded(finding.centre_lps_mm),
+                "size_mm": _rounded(finding.size_mm) if finding.size_mm else None,
+            }
+        case Judgement():
+            return {"level": finding.level}
+    return {}
 
 
 def _rounded(point: Point) -> list[float]:

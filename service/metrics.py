@@ -18,6 +18,18 @@ RECEIVED_BYTES = Counter("overread_received_bytes", "Bytes of the data sets that
 STAGE_SECONDS = Histogram(
     "overread_stage_seconds", "Time of each stage of a model's work on a study.", ["model", "stage"], buckets=_SECONDS
 )
+PATCHES = Counter("overread_patches", "Patches that networks answered.", ["network"])
+BATCH_PATCHES = Histogram(
+    "overread_batch_patches",
+    "Patches that ran together, of one network.",
+    ["network"],
+    buckets=(1, 2, 4, 8, 16, 32, 64),
+)
+BATCH_SECONDS = Histogram(
+    "overread_batch_seconds", "Time of a batch on the backend.", ["network"], buckets=(0.005, 0.01, 0.02, *_SECONDS)
+)
+BATCH_FAILURES = Counter("overread_batch_failures", "Batches that did not come back.", ["network", "reason"])
+NETWORK_LOADS = Counter("overread_network_loads", "How often a network was loaded into the device.", ["network"])
 ANSWERS = Counter("overread_answers", "Answers to studies, by model and outcome.", ["model", "outcome"])
 DELIVERIES = Counter("overread_delivery_attempts", "Attempts to deliver an object.", ["destination", "outcome"])
 LAST_SLICE_TO_DELIVERED = Histogram(
@@ -32,6 +44,13 @@ def count_instance(outcome: str, size: int) -> None:
     """Count one C-STORE request: what became of it, and the bytes of its data set."""
     INSTANCES.labels(outcome=outcome).inc()
     RECEIVED_BYTES.inc(size)
+
+
+def count_batch(network: str, patches: int, seconds: float) -> None:
+    """Count a batch that came back."""
+    PATCHES.labels(network=network).inc(patches)
+    BATCH_PATCHES.labels(network=network).observe(patches)
+    BATCH_SECONDS.labels(network=network).observe(seconds)
 
 
 class StateGauges(Collector):

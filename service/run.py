@@ -14,7 +14,7 @@ from service.intake.study import group, read_instance
 from service.models import installed
 from service.pipeline import analyse
 from service.show import Bars, console, findings_table
-from service.types import Outcome, Study
+from service.types import Model, Outcome, Study
 
 
 def run(folder: Path, out: Path, *, names: Sequence[str], models_directory: Path) -> int:
@@ -26,10 +26,16 @@ def run(folder: Path, out: Path, *, names: Sequence[str], models_directory: Path
         0 if no model failed.
     """
     models = installed(models_directory, names)
-    backend = open_backend(Analysis())
+    scheduler = Scheduler(open_backend(Analysis()))
+    try:
+        return _run(folder, out, models, scheduler)
+    finally:
+        scheduler.close()
+
+
+def _run(folder: Path, out: Path, models: Sequence[Model], scheduler: Scheduler) -> int:
     for model in models:
-        backend.load(model)
-    scheduler = Scheduler(backend)
+        scheduler.add(model)
     failed = False
     for study in read_folder(folder):
         with Bars() as bars:
@@ -44,7 +50,6 @@ def run(folder: Path, out: Path, *, names: Sequence[str], models_directory: Path
             failed |= answer.outcome is Outcome.FAILED
         console.print(findings_table(as_json(answer) for answer in evidence.answers))
         console.print(f"Objects and pictures: {into}", soft_wrap=True)
-    scheduler.close()
     return int(failed)
 
 

@@ -7,10 +7,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 import uvicorn
 
@@ -21,8 +21,9 @@ from service.backend import open_backend
 from service.config import Api, Config
 from service.errors import BackendError, ConfigError
 from service.intake.processes import Receivers
-from service.models import installed
+from service.models import survey
 from service.store import open_store
+from service.types import Model
 from service.worker import Worker, progress_of
 
 _GRACE_SECONDS = 3.0  # with the receivers' five: container engines kill ten seconds after SIGTERM
@@ -46,19 +47,11 @@ def serve(config: Config) -> None:
         signal.signal(number, on_signal)
     lock = _lock(config.store.directory)
     store = open_store(config.store.directory, config.store.database)
-    models = tuple(installed(config.analysis.models_directory, config.analysis.models))
-    backend = open_backend(config.analysis)
-    broken = {}
-    for model in models:
-        try:
-            backend.load(model)
-        except BackendError as exc:  # the others run; this one's answers say that it failed
-            broken[model.spec.name] = exc.found
-            log.failure("model.broken", exc, model=model.spec.name)
-        else:
-            log.event("model.loaded", model=model.spec.name, version=model.spec.version, backend=backend.name)
+    models, unreadable = survey(config.analysis.models_directory, config.analysis.models)
+    backend = open_backend(config.analysis, config.triton)
     scheduler = Scheduler(backend)
-    worker = Worker(config, store, models, scheduler, executor_id=_EXECUTOR)
+    broken = {"models": "they are being loaded"}
+    worker = Worker(config, store, tuple(models), scheduler, executor_id=_EXECUTOR)
     receivers = Receivers(config, metrics.count_instance)
 
     def readiness() -> dict[str, str]:
@@ -68,19 +61,41 @@ def serve(config: Config) -> None:
             if receivers.alive() == config.intake.processes
             else f"{receivers.alive()} of {config.intake.processes} receiving processes run",
             "worker": "" if worker.is_watching() else "it does not look for studies",
-            "models": "; ".join(f"{name} can't be loaded: {reason}" for name, reason in broken.items()),
+            "models": "; ".join(
+                f"{name}: {reason}"
+                for name, reason in [*broken.items(), *((s.name, s.failing) for s in scheduler.states() if s.failing)]
+            ),
+            "backend": "" if backend.ready() else f"{backend.name} does not answer",
             "disk": _disk_reason(config),
         }
 
-    app = create_app(Seen(config=config, store=store, readiness=readiness, progress=progress_of))
+    def networks() -> list[dict[str, Any]]:
+        states = {state.name: state for state in scheduler.states()}
+        return [
+            {
+                "name": model.spec.name,
+                "version": model.spec.version,
+                "broken": broken.get(model.spec.name, ""),
+                "networks": [states[n.name].as_json() for n in model.networks if n.name in states],
+            }
+            for model in models
+        ]
+
+    app = create_app(Seen(config=config, store=store, readiness=readiness, progress=progress_of, networks=networks))
     http = uvicorn.Server(
         uvicorn.Config(app, host=config.api.host, port=config.api.port, log_config=None, access_log=False)
     )
     # It must not take the signals: the parts stop in an order of their own.
     page = threading.Thread(target=http.run, args=([_listen(config.api)],), name="api", daemon=True)
     receivers.start()
-    worker.start()
     page.start()
+    # Studies come in meanwhile, and wait: an engine build for a GPU can take minutes.
+    broken |= _load(models, scheduler)
+    for name, error in unreadable.items():
+        broken[name] = error.found
+        log.failure("model.broken", error, model=name)
+    del broken["models"]
+    worker.start()
     log.event(
         "service.started",
         version=__version__,
@@ -101,6 +116,21 @@ def serve(config: Config) -> None:
     store.close()
     lock.close()
     log.event("service.stopped")
+
+
+def _load(models: Sequence[Model], scheduler: Scheduler) -> dict[str, str]:
+    """Load all models; those that can't run, and why: the others run, and their own answers say that they failed."""
+    broken = {}
+    for model in models:
+        try:
+            scheduler.add(model)
+        except BackendError as exc:
+            if not exc.retry:
+                broken[model.spec.name] = exc.found
+            log.failure("model.broken", exc, model=model.spec.name)
+        else:
+            log.event("model.loaded", model=model.spec.name, version=model.spec.version)
+    return broken
 
 
 def _lock(directory: Path) -> TextIO:

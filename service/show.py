@@ -43,7 +43,7 @@ class Bars:
 
 def findings_table(answers: Iterable[dict[str, Any]]) -> Table:
     """The findings of all answers (as `evidence.as_json` gives them), one row each; a row too where there are none."""
-    table = Table(title="Suspected lesions (research use only, not for diagnosis)", title_style="bold")
+    table = Table(title="Findings (research use only, not for diagnosis)", title_style="bold")
     for name in ("model", "no.", "finding", "site", "ml", "mm", "centre, LPS mm", "slice", "probability"):
         table.add_column(name, justify="right" if name in ("no.", "ml", "slice", "probability") else "left")
     for answer in answers:
@@ -51,16 +51,31 @@ def findings_table(answers: Iterable[dict[str, Any]]) -> Table:
             reason = f": {answer['reason']}" if answer["reason"] else ""
             table.add_row(answer["model"], "", f"{answer['outcome']}{reason}")
         for finding in answer["findings"]:
-            x, y, z = finding["centroid_lps_mm"]
             table.add_row(
                 answer["model"],
                 str(finding["number"]),
                 finding["finding"],
                 finding["site"],
-                f"{finding['volume_ml']:.2f}",
-                f"{finding['long_axis_mm']:.0f} x {finding['short_axis_mm']:.0f}",
-                f"{x:.0f}, {y:.0f}, {z:.0f}",
+                *_measured(finding),
                 str(finding["slice"]),
                 f"{finding['probability']:.2f}",
             )
     return table
+
+
+def _measured(finding: dict[str, Any]) -> tuple[str, str, str]:
+    """Volume, size and centre, as far as its kind of finding has them."""
+    volume, size = "", ""
+    if "volume_ml" in finding:
+        volume = f"{finding['volume_ml']:.2f}"
+        size = f"{finding['long_axis_mm']:.0f} x {finding['short_axis_mm']:.0f}"
+    elif finding.get("size_mm"):
+        across, down, along = finding["size_mm"]
+        size = f"{along:.0f} x {down:.0f} x {across:.0f}"
+    centre = place_of(finding)
+    return volume, size, ", ".join(f"{coordinate:.0f}" for coordinate in centre) if centre else ""
+
+
+def place_of(finding: dict[str, Any]) -> list[float] | None:
+    """Where a finding (as `evidence.as_json` gives it) lies, LPS mm; None for a judgement, which has no place."""
+    return finding.get("centroid_lps_mm") or finding.get("centre_lps_mm")

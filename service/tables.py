@@ -7,6 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from service.types import Priority
+
 TABLES = sa.MetaData()
 
 STUDIES = sa.Table(
@@ -15,6 +17,7 @@ STUDIES = sa.Table(
     sa.Column("study_uid", sa.String(64), primary_key=True),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("revision", sa.Integer, nullable=False),  # grows when instances come after the analysis began
+    sa.Column("priority", sa.SmallInteger, nullable=False, server_default=str(int(Priority.ROUTINE))),
     sa.Column("first_at", sa.Float, nullable=False),  # seconds since 1970
     sa.Column("last_at", sa.Float, nullable=False, index=True),
     sa.Column("started_at", sa.Float),
@@ -62,6 +65,16 @@ DELIVERIES = sa.Table(
     sa.Column("changed_at", sa.Float, nullable=False),
     sa.UniqueConstraint("destination", "sop_uid"),  # one object goes to a destination once
 )
+
+
+def make_tables(engine: sa.Engine) -> None:
+    """Make the tables that are missing, and the columns that an older version's tables lack."""
+    TABLES.create_all(engine)
+    priority = STUDIES.c.priority
+    if priority.name not in {column["name"] for column in sa.inspect(engine).get_columns(STUDIES.name)}:
+        words = sa.schema.CreateColumn(priority).compile(engine)
+        with engine.begin() as tx:
+            tx.execute(sa.text(f"ALTER TABLE {STUDIES.name} ADD COLUMN {words}"))
 
 
 def open_engine(url: str) -> sa.Engine:

@@ -6,8 +6,9 @@ is a ``highdicom.Volume`` with axis 0 = slices, and "source grid" is the grid of
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from service.codes import Code
-from service.spec import ModelSpec
+from service.spec import FindingClass, ModelSpec
+from service.stage import Tensor
 
 if TYPE_CHECKING:  # half a second, in each receiving process
     import highdicom as hd
 
+Array = NDArray[np.float32]
 Point = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 Line = tuple[Point, Point]
@@ -81,6 +83,7 @@ class Selection:
     series: Series
     why: str  # how it ranked against the other candidates
     excluded: tuple[Exclusion, ...]
+    others: tuple[Series, ...] = ()  # that fit too, by rank; they are among the excluded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,34 +97,86 @@ class SourceVolume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """The map of a model's last stage on the source grid, cropped to where it is not zero."""
+class MapPrediction:
+    """The maps of a model's last stage on the source grid, cropped to where any of them is not zero."""
 
-    probability: NDArray[np.float32]  # [slices, rows, columns] of the box, 0..1
+    probability: Array  # [classes, slices, rows, columns] of the box, 0..1; classes in the order of the spec
     box: Box  # where that lies in the source grid
-    seconds: dict[str, float]  # by stage
+    seconds: Mapping[str, float]  # by stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A box or a centre that a detection network proposes, on the source grid."""
+
+    channel: int  # its class
+    score: float  # 0..1
+    low: Point  # least corner (slice, row, column), in voxels; a voxel's centre has its index
+    high: Point  # greatest corner; the same as `low` for a centre
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxPrediction:
+    """What a detection network proposes, of all its windows, not yet merged."""
+
+    candidates: tuple[Candidate, ...]
+    seconds: Mapping[str, float]  # by stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorePrediction:
+    """The scores that a classification network gives its windows."""
+
+    scores: Array  # [windows, channels], 0..1
+    slices: tuple[int, ...]  # of each window, the source slice in its middle
+    seconds: Mapping[str, float]  # by stage
+
+
+Prediction = MapPrediction | BoxPrediction | ScorePrediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One suspected lesion, measured on the source grid."""
+    """One thing that a model suspects: what every kind of finding has."""
 
     number: int  # from 1, the most probable first
     tracking_uid: str  # shared by the SR group and the SEG segment (TID 1410)
-    finding: Code  # what it is
-    site: Code  # where, as an organ
-    probability: float  # 0..1, the greatest value of the model's map in the component
+    kind: FindingClass  # what it is, where, in which colour
+    probability: float  # 0..1, the greatest value of the model's map, or the box's score
+    key_slice: int  # the slice of axis 0 that shows it best
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesion(Finding):
+    """A segmented finding, measured on the source grid."""
+
     mask: NDArray[np.bool_]  # [slices, rows, columns] of the box
     box: Box  # where the mask lies in the source grid
     centroid_lps_mm: Point  # mean of the voxels' centres
     extent_lps_mm: tuple[Point, Point]  # least and greatest coordinate of the voxels' centres
     volume_ml: float  # number of voxels times the volume of one
     mean: float  # mean real-world value (HU on CT)
-    key_slice: int  # the slice of axis 0 in which the mask's area is greatest
     long_axis: Line  # its two ends on the key slice: (slice, row, column) in voxels of the source grid
     long_axis_mm: float  # longest diameter on the key slice
     short_axis: Line  # longest line perpendicular to it on that slice
     short_axis_mm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark(Finding):
+    """A detected finding: a box or a point, without an outline."""
+
+    centre_lps_mm: Point
+    low: Point  # least corner (slice, row, column) in voxels of the source grid, as in `Candidate`
+    high: Point  # greatest corner; the same as `low` for a point
+    size_mm: tuple[float, float, float] | None  # along slices, rows and columns; None for a point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement(Finding):
+    """A classified finding: it is somewhere in the images, the key slice decided."""
+
+    level: Literal["image", "series", "study"]  # what was judged
 
 
 class Outcome(StrEnum):
@@ -236,49 +291,111 @@ class Kept(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One ONNX file of a model, as a backend needs it."""
+
+    name: str  # its folder's name, and its name on a Triton server
+    file: Path  # <models directory>/<name>/1/model.onnx
+    sha256: str  # of the file
+    input: Tensor
+    outputs: tuple[Tensor, ...]  # in the order in which `Backend.infer` answers them
+    half_precision: bool  # whether 16 bit will do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """An installed model: its specification and the identity of its weights."""
 
     spec: ModelSpec
     folder: Path
-    weights_sha256: str
+    weights_sha256: str  # of all its networks together
+    networks: tuple[Network, ...]  # those of `spec.networks()`, in order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What a network takes of a device; measured there, and kept beside the network."""
+
+    device: str  # runtime, device and their versions: on another one it is measured anew
+    resident_bytes: int  # held while it is loaded and idle: weights, and what the runtime keeps
+    batch_bytes: Mapping[int, int]  # by batch size: taken beside that while a batch runs
+    batch_seconds: Mapping[int, float]  # by batch size: time of a batch, median
+    load_seconds: float  # to load it and to warm it up
+
+    @property
+    def best_batch(self) -> int:
+        """The smallest measured batch size that is within 5 % of the best time per patch."""
+        times = {size: seconds / size for size, seconds in self.batch_seconds.items()}
+        return min(size for size, time in times.items() if time <= 1.05 * min(times.values()))
+
+
+class Priority(IntEnum):
+    """How urgent a study is (Requested Procedure Priority (0040,1003), PS3.3 C.4.11); the smaller goes first."""
+
+    STAT = 0
+    HIGH = 1
+    ROUTINE = 2
+    LOW = 3
 
 
 class Backend(Protocol):
-    """Where networks run. Implemented by ``analysis/onnx.py``; thread-safe."""
+    """Where networks run. Thread-safe. Implemented by ``analysis/engine.py`` and ``analysis/triton.py``."""
 
     name: str  # with the device, for logs and results: "onnxruntime CPU"
     slots: int  # how many batches it works on at once
+    memory_bytes: int  # what loaded networks and running batches may take together; 0: the backend sees to it itself
 
-    def load(self, model: Model) -> None:
-        """Make the model's networks ready, and hold them against ``model.toml``.
+    def load(self, network: Network) -> Envelope:
+        """Make a network ready to run: load it, hold it against ``model.toml``, warm it up.
+
+        Loading a loaded network again does nothing. Blocks; other networks run meanwhile.
 
         Raises
         ------
         ContractBroken
-            If a network is missing, can't be read, or has other tensors than ``model.toml`` says.
+            If the network is missing, can't be read, or has other tensors than ``model.toml`` says.
+        BackendError
+            OutOfMemory if it does not fit beside what is loaded; Unavailable and Timeout may be tried again.
         """
 
-    def infer(self, network: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def unload(self, network: str) -> None:
+        """Give back what a network holds; none of its batches may be running. Not loaded: does nothing."""
+
+    def infer(self, network: str, patches: Sequence[Array]) -> tuple[Array, ...]:
         """Run one batch.
 
         Parameters
         ----------
         network
-            Name of a network of a loaded model.
-        batch
-            [N, channels, *spatial*], float32, as the stage's ``input`` says.
+            Name of a loaded network.
+        patches
+            Each [channels, *shape], as the network's input says; 1 or more.
 
         Returns
         -------
-        numpy.ndarray
-            [N, channels, *spatial*], float32, as the stage's ``output`` says.
+        tuple of numpy.ndarray
+            One for each of the network's outputs: [N, channels, *shape], N patches in their order. They are the
+            caller's own.
 
         Raises
         ------
-        BackendError
-            Unavailable, Timeout and OutOfMemory may be tried again; ContractBroken may not.
+        OutOfMemory
+            A smaller batch may do.
+        BackendUnavailable
+            Nobody answers; `ready` tells when somebody does again.
+        BackendCrashed
+            The runtime died while this batch ran, perhaps of another one; it is being started again.
+        BackendTimeout
+            No answer within the time limit; the runtime was ended and is being started again.
+        ContractBroken
+            The network can't run such a batch at all.
         """
+
+    def ready(self) -> bool:
+        """Whether it would answer now; cheap."""
+
+    def close(self) -> None:
+        """Unload everything and let the device go."""
 
 
 class Progress(Protocol):

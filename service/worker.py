@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 
 from service import evidence, log, metrics
 from service.analysis.schedule import Scheduler
 from service.config import Config
 from service.delivery import attempt, tell
-from service.errors import NotUnderstood, Stopping
+from service.errors import NotUnderstood, Stopping, Superseded
 from service.intake.study import group, read_instance
 from service.pipeline import analyse, unreadable
 from service.store import Store
 from service.tables import database_url
-from service.types import Delivery, DeliveryState, Evidence, Model, Study
+from service.types import Delivery, DeliveryState, Evidence, Model, Priority, Study
 
 _WATCH_SECONDS = 0.5  # how often the store is asked what is due
 _POLL_SECONDS = 0.1  # how often DBOS looks for queued workflows
@@ -36,6 +36,7 @@ _SAVE_SECONDS = 5.0  # between tries to write down how an attempt ended, while t
 _AT_ONCE = 4  # deliveries to one destination
 _ANALYSIS_PAUSES = (5.0, 15.0, 60.0, 300.0, 900.0)  # seconds between tries, e.g. while a backend is away
 _APPLICATION_VERSION = "1"  # changed only when running workflows can't be finished by the new code
+_STUDIES, _URGENT = "studies", "urgent studies"  # a STAT study has a place of its own: it waits for no other
 _UNFINISHED = ("ENQUEUED", "PENDING", "DELAYED")  # DBOS's words
 
 
@@ -52,6 +53,7 @@ class _Parts:
 
 _parts: _Parts | None = None
 _progress: dict[str, dict[str, dict[str, Any]]] = {}
+_analysing: dict[tuple[str, int], threading.Event] = {}  # by study and revision: set when nobody wants the answer
 
 
 class Worker:
@@ -67,7 +69,7 @@ class Worker:
         self, config: Config, store: Store, models: tuple[Model, ...], scheduler: Scheduler, *, executor_id: str
     ) -> None:
         global _parts
-        self._config, self._store = config, store
+        self._config, self._store, self._scheduler = config, store, scheduler
         self._stop = threading.Event()
         _parts = _Parts(config=config, store=store, models=models, scheduler=scheduler, stopping=self._stop)
         self._watch = threading.Thread(target=self._watch_what_is_due, name="watch", daemon=True)
@@ -89,8 +91,9 @@ class Worker:
         """Resume what was unfinished, and look for more."""
         DBOS.launch()
         DBOS.register_queue(
-            "studies", worker_concurrency=self._config.analysis.studies_at_once, polling_interval_sec=_POLL_SECONDS
+            _STUDIES, worker_concurrency=self._config.analysis.studies_at_once, polling_interval_sec=_POLL_SECONDS
         )
+        DBOS.register_queue(_URGENT, worker_concurrency=1, polling_interval_sec=_POLL_SECONDS)
         for destination in self._config.destinations:
             DBOS.register_queue(
                 _queue(destination.name), worker_concurrency=_AT_ONCE, polling_interval_sec=_POLL_SECONDS
@@ -122,8 +125,18 @@ class Worker:
         for study_uid, revision in self._store.quiet_studies(before=before):
             if self._store.begin_analysis(study_uid, revision, before=before):
                 log.event("study.ready", study_uid=study_uid, revision=revision)
-        for study_uid, revision, tries in self._store.due_studies(now=now, lease_seconds=_LEASE_SECONDS):
-            _begin("studies", f"study {study_uid} {revision} {tries}", study_workflow, study_uid, revision, tries)
+        for study_uid, revision, tries, priority in self._store.due_studies(now=now, lease_seconds=_LEASE_SECONDS):
+            _begin(
+                _URGENT if priority is Priority.STAT else _STUDIES,
+                f"study {study_uid} {revision} {tries}",
+                study_workflow,
+                *(study_uid, revision, tries, int(priority)),
+                priority=priority,
+            )
+        for (study_uid, revision), cancelled in list(_analysing.items()):
+            if not cancelled.is_set() and not self._store.is_analysing(study_uid, revision):
+                log.event("analysis.cancelled", study_uid=study_uid, revision=revision)
+                self._scheduler.cancel(cancelled)
         for delivery_id, destination, attempts in self._store.due_deliveries(now=now, lease_seconds=_LEASE_SECONDS):
             if self._config.destination(destination):
                 name = f"delivery {delivery_id} {attempts}"
@@ -135,14 +148,16 @@ class Worker:
                 log.warning("delivery.no_destination", delivery_id=delivery_id, destination=destination)
 
 
-def _begin(queue: str, name: str, workflow: Callable[..., None], *arguments: Any) -> None:
+def _begin(
+    queue: str, name: str, workflow: Callable[..., None], *arguments: Any, priority: Priority = Priority.ROUTINE
+) -> None:
     """Queue a workflow under a name, unless one of that name waits or runs; one that broke off gets a successor."""
     turn = 0
     while status := DBOS.get_workflow_status(f"{name} {turn}"):
         if status.status in _UNFINISHED:
             return
         turn += 1
-    with SetWorkflowID(f"{name} {turn}"):
+    with SetWorkflowID(f"{name} {turn}"), SetEnqueueOptions(priority=1 + priority):
         DBOS.enqueue_workflow(queue, workflow, *arguments)
 
 
@@ -155,13 +170,13 @@ def progress_of(study_uid: str) -> dict[str, dict[str, Any]]:
 
 
 @DBOS.workflow()
-def study_workflow(study_uid: str, revision: int, tries: int) -> None:
+def study_workflow(study_uid: str, revision: int, tries: int, priority: int = Priority.ROUTINE) -> None:
     """One attempt to answer a study."""
-    study_step(study_uid, revision, tries)
+    study_step(study_uid, revision, tries, priority)
 
 
 @DBOS.step()
-def study_step(study_uid: str, revision: int, tries: int) -> None:
+def study_step(study_uid: str, revision: int, tries: int, priority: int) -> None:
     """Analyse, freeze the evidence, remember the answers and what is to be delivered; or say when to try again."""
     parts = _here()
     if not parts.store.is_analysing(study_uid, revision):
@@ -169,9 +184,11 @@ def study_step(study_uid: str, revision: int, tries: int) -> None:
         return
     try:
         if not evidence.folder_of(parts.config.store.directory, study_uid, revision).exists():
-            _analyse(parts, study_uid, revision, last_try=tries >= len(_ANALYSIS_PAUSES))
+            _analyse(parts, study_uid, revision, Priority(priority), last_try=tries >= len(_ANALYSIS_PAUSES))
         if not _save_answers(parts, study_uid, revision):
             log.event("study.superseded", study_uid=study_uid, revision=revision)
+    except Superseded:
+        log.event("study.superseded", study_uid=study_uid, revision=revision)
     except Stopping:
         log.event("analysis.left", study_uid=study_uid)  # it is due again at the next start
     except Exception as exc:  # a backend or a database that is away, a full disk: tried until somebody mends it
@@ -180,22 +197,32 @@ def study_step(study_uid: str, revision: int, tries: int) -> None:
         _until_saved(parts, lambda: parts.store.postpone_study(study_uid, revision, until=time.time() + pause))
 
 
-def _analyse(parts: _Parts, study_uid: str, revision: int, *, last_try: bool) -> None:
+def _analyse(parts: _Parts, study_uid: str, revision: int, priority: Priority, *, last_try: bool) -> None:
     files, received_at = parts.store.files_of(study_uid)
     study = _read_study(study_uid, files, received_at)
 
     def progress(*, model: str, stage: str, done: int, total: int) -> None:
         _progress.setdefault(study_uid, {})[model] = {"stage": stage, "done": done, "total": total}
 
+    cancelled = _analysing[study_uid, revision] = threading.Event()
     try:
         if study:
-            result = analyse(study, parts.models, parts.scheduler, progress=progress, last_try=last_try)
+            result = analyse(
+                study,
+                parts.models,
+                parts.scheduler,
+                progress=progress,
+                last_try=last_try,
+                priority=priority,
+                cancelled=cancelled,
+            )
         else:
             result = Evidence(
                 study_instance_uid=study_uid,
                 answers=tuple(unreadable(model, "none of its files can be read") for model in parts.models),
             )
     finally:
+        del _analysing[study_uid, revision]
         _progress.pop(study_uid, None)
     evidence.freeze(parts.config.store.directory, result, revision)
     for answer in result.answers:

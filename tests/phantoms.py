@@ -1,4 +1,4 @@
-"""A tiny CT series with known lesions, in any orientation, order and spacing: what the result objects are tested on."""
+"""A tiny series with known lesions, in any orientation, order and spacing: what the result objects are tested on."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, FileMetaDataset, dcmread
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 from service.codes import Code, derive_uid
 from service.results.identity import Making, tracking_uid
-from service.spec import ModelSpec
-from service.types import Finding, Instance, Model, Point, Series, SourceVolume, Study
+from service.spec import FindingClass, ModelSpec
+from service.types import Finding, Instance, Judgement, Lesion, Mark, Model, Point, Series, SourceVolume, Study
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -26,6 +27,23 @@ SHAPE = (12, 40, 48)  # slices, rows, columns
 LESION = Code("52988006", "SCT", "Lesion")
 LIVER = Code("10200004", "SCT", "Liver")
 LUNG = Code("39607008", "SCT", "Lung")
+BRAIN = Code("12738006", "SCT", "Brain")
+GLIOMA = Code("393564001", "SCT", "Glioma")
+MENINGIOMA = Code("1156424001", "SCT", "Meningioma")
+NORMAL = Code("17621005", "SCT", "Normal")
+COLOUR = (230, 159, 0)
+LESION_CLASS = FindingClass(finding=LESION, site=LIVER, colour=COLOUR)
+# Of two classes, each with everything of its own.
+NODULE_CLASS = FindingClass(
+    channel=1,
+    finding=Code("27925004", "SCT", "Nodule"),
+    category=Code("91723000", "SCT", "Anatomical Structure"),
+    site=LUNG,
+    colour=(0, 114, 178),
+)
+GLIOMA_CLASS = FindingClass(channel=0, finding=GLIOMA, site=BRAIN)
+MENINGIOMA_CLASS = FindingClass(channel=1, finding=MENINGIOMA, site=BRAIN)
+NORMAL_CLASS = FindingClass(channel=2, finding=NORMAL, site=BRAIN, normal=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +54,11 @@ class Phantom:
     findings: tuple[Finding, ...]
     making: Making
 
+    @property
+    def lesions(self) -> tuple[Lesion, ...]:
+        """Those of the findings that are segmented."""
+        return tuple(finding for finding in self.findings if isinstance(finding, Lesion))
+
 
 def make(
     folder: Path,
@@ -45,6 +68,7 @@ def make(
     reverse: bool = False,
     edit: Callable[[Dataset, int], None] | None = None,
     lesions: int = 2,
+    modality: str = "CT",
 ) -> Phantom:
     """Write a series into a folder and read it again.
 
@@ -60,6 +84,8 @@ def make(
         Changes the data set of slice i before it is written.
     lesions
         How many lesions, of different sizes.
+    modality
+        CT or MR.
     """
     masks = [_ellipsoid(SHAPE, (3 + 4 * n, 12 + 9 * n, 14 + 11 * n), (2.4, 6 - 2 * n, 4 + n)) for n in range(lesions)]
     array = np.full(SHAPE, 40, np.int16)
@@ -75,6 +101,8 @@ def make(
     for index, pixels in enumerate(array):
         dataset = _image(pixels, affine @ (index, 0, 0, 1), orientation, spacing)
         dataset.InstanceNumber = len(array) - index if reverse else index + 1
+        if modality == "MR":
+            _make_mr(dataset)
         if edit:
             edit(dataset, index)
         path = folder / f"{index:03}.dcm"
@@ -82,7 +110,7 @@ def make(
         instances.append(read_instance(path))
     series = Series(
         series_instance_uid=derive_uid("phantom series"),
-        modality="CT",
+        modality=modality,
         instances=tuple(reversed(instances)),
     )
     frame = str(instances[0].header.get("FrameOfReferenceUID") or derive_uid("phantom frame"))
@@ -111,7 +139,7 @@ def read_instance(path: Path) -> Instance:
     )
 
 
-def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, site: Code = LIVER) -> Finding:
+def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, kind: FindingClass = LESION_CLASS) -> Lesion:
     """A finding measured from its mask, independently of the analysis.
 
     Parameters
@@ -132,11 +160,10 @@ def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, site:
     across = (float(len(columns) * source.volume.spacing[2]), (left, right))
     down = (float(len(rows) * source.volume.spacing[1]), (top, bottom))
     (short_mm, short), (long_mm, long) = sorted((across, down))
-    return Finding(
+    return Lesion(
         number=number,
-        tracking_uid=tracking_uid(source.series, "phantom-lesion", centroid),
-        finding=LESION,
-        site=site,
+        tracking_uid=tracking_uid(source.series, "phantom-lesion", kind.channel, centroid),
+        kind=kind,
         probability=0.95 - 0.1 * number,
         mask=mask[box],
         box=box,
@@ -152,7 +179,83 @@ def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, site:
     )
 
 
-def making_of(series: Series, *, site: Code = LIVER, weights: str = "0" * 64) -> Making:
+def mark_of(source: SourceVolume, low: Point, high: Point, number: int, kind: FindingClass = LESION_CLASS) -> Mark:
+    """A box or a point on the source grid, measured independently of the analysis."""
+    middle = (np.array(low) + high) / 2
+    centre = _point((source.volume.affine @ (*middle, 1))[:3])
+    return Mark(
+        number=number,
+        tracking_uid=tracking_uid(source.series, "phantom-lesion", kind.channel, centre),
+        kind=kind,
+        probability=0.95 - 0.1 * number,
+        key_slice=int(np.floor(middle[0] + 0.5)),
+        centre_lps_mm=centre,
+        low=low,
+        high=high,
+        size_mm=None if low == high else _point((np.array(high) - low) * source.volume.spacing),
+    )
+
+
+def with_marks(phantom: Phantom) -> Phantom:
+    """The phantom with a box around each of its lesions in place of the lesion, and a point beside them."""
+    boxes = [
+        mark_of(
+            phantom.source,
+            (lesion.box[0].start - 0.5, lesion.box[1].start - 0.5, lesion.box[2].start - 0.5),
+            (lesion.box[0].stop - 0.5, lesion.box[1].stop - 0.5, lesion.box[2].stop - 0.5),
+            lesion.number,
+        )
+        for lesion in phantom.lesions
+    ]
+    point = mark_of(phantom.source, (5.3, 8.25, 30.5), (5.3, 8.25, 30.5), len(boxes) + 1, NODULE_CLASS)
+    return replace(phantom, findings=(*boxes, point))
+
+
+def judgement_of(
+    source: SourceVolume,
+    number: int,
+    kind: FindingClass,
+    *,
+    key_slice: int = 7,
+    level: Literal["image", "series", "study"] = "series",
+) -> Judgement:
+    """A statement about the series."""
+    return Judgement(
+        number=number,
+        tracking_uid=tracking_uid(source.series, "phantom-lesion", kind.channel, None),
+        kind=kind,
+        probability=0.95 - 0.1 * number,
+        key_slice=key_slice,
+        level=level,
+    )
+
+
+def with_judgements(phantom: Phantom) -> Phantom:
+    """The phantom with a statement of each of two classes in place of its lesions."""
+    said = (
+        judgement_of(phantom.source, 1, GLIOMA_CLASS, key_slice=7),
+        judgement_of(phantom.source, 2, MENINGIOMA_CLASS, key_slice=2),
+    )
+    classes = (GLIOMA_CLASS, MENINGIOMA_CLASS, NORMAL_CLASS)
+    return replace(phantom, findings=said, making=with_spec(phantom.making, classes=classes))
+
+
+def with_two_classes(phantom: Phantom) -> Phantom:
+    """The phantom whose second lesion is of another class, and larger, so that it overlaps the first."""
+    first, _ = phantom.lesions
+    mask = np.zeros(phantom.source.volume.spatial_shape, bool)
+    mask[first.box[0].start + 1 : first.box[0].stop + 2, 10:20, 15:30] = True
+    second = finding_of(phantom.source, mask, 2, NODULE_CLASS)
+    making = with_spec(phantom.making, classes=(LESION_CLASS, NODULE_CLASS))
+    return replace(phantom, findings=(first, second), making=making)
+
+
+def with_spec(making: Making, **changes: object) -> Making:
+    """The same making by a model with another specification."""
+    return replace(making, model=replace(making.model, spec=making.model.spec.model_copy(update=changes)))
+
+
+def making_of(series: Series, *, weights: str = "0" * 64) -> Making:
     """A making by a model that does not exist."""
     spec = ModelSpec.model_validate(
         {
@@ -171,7 +274,7 @@ def making_of(series: Series, *, site: Code = LIVER, weights: str = "0" * 64) ->
                     "intensity": {"clip": (-200.0, 200.0)},
                 }
             ],
-            "findings": {"finding": LESION, "site": site, "colour": (230, 159, 0)},
+            "classes": [LESION_CLASS.model_dump()],
         }
     )
     study = Study(
@@ -182,7 +285,7 @@ def making_of(series: Series, *, site: Code = LIVER, weights: str = "0" * 64) ->
     )
     return Making(
         study=study,
-        model=Model(spec=spec, folder=Path("phantom-lesion"), weights_sha256=weights),
+        model=Model(spec=spec, folder=Path("phantom-lesion"), weights_sha256=weights, networks=()),
         backend="a test",
         made_at=datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC),
     )
@@ -191,6 +294,14 @@ def making_of(series: Series, *, site: Code = LIVER, weights: str = "0" * 64) ->
 def with_series(making: Making, *series: Series) -> Making:
     """The same making for a study of these series."""
     return replace(making, study=replace(making.study, series=series))
+
+
+def _make_mr(dataset: Dataset) -> None:
+    """A spin echo MR image as scanners send it: without rescale."""
+    dataset.SOPClassUID, dataset.Modality, dataset.StudyDescription = MRImageStorage, "MR", "MR phantom"
+    dataset.ScanningSequence, dataset.SequenceVariant, dataset.ScanOptions = "SE", "NONE", ""
+    dataset.MRAcquisitionType, dataset.EchoTime, dataset.RepetitionTime, dataset.EchoTrainLength = "2D", 12, 500, 1
+    del dataset.RescaleIntercept, dataset.RescaleSlope
 
 
 def _point(values: NDArray[np.float64]) -> Point:

@@ -23,8 +23,9 @@ from service.analysis import regions
 from service.analysis.findings import find
 from service.analysis.infer import infer
 from service.analysis.resample import Grid, resample
-from service.analysis.schedule import Scheduler, Stream
+from service.analysis.schedule import Scheduler
 from service.analysis.volume import read_volume
+from service.analysis.waiting import Stream
 from service.backend import open_backend
 from service.config import Analysis
 from service.models import installed
@@ -147,15 +148,14 @@ def detect(source: SourceVolume, model: Model, scheduler: Scheduler) -> tuple[Fi
     prediction = infer(source, model.spec, scheduler, stream=Stream(), progress=quiet)
     rules = model.spec.findings.model_copy(update={"maximum_count": 1000})
     spec = model.spec.model_copy(update={"findings": rules})
-    return find(prediction, source, spec, tracking_uid=str)[0]
+    return find(prediction, source, spec, tracking_uid=lambda channel, place: f"{channel} {place}")[0]
 
 
 def main(directory: Path, folder: Path, seeds: Sequence[int]) -> None:
     """Print what is found in the scan as it is, then found/planted by kind and diameter."""
     (model,) = installed(directory, ["ct-lung-nodule"])
-    backend = open_backend(Analysis())
-    backend.load(model)
-    scheduler = Scheduler(backend)
+    scheduler = Scheduler(open_backend(Analysis()))
+    scheduler.add(model)
     ((series,),) = (study.series for study in read_folder(folder))
     source = read_volume(series)
     spacing = np.array(source.volume.spacing)

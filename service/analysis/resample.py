@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from service.spec import Shape, Triple
+from service.stage import Shape, Triple
 from service.types import Box
 
 Vector = NDArray[np.float64]

@@ -50,7 +50,8 @@ def select(study: Study, spec: ModelSpec) -> Selection:
         for _, words, series in candidates[1:]
     ]
     why = best[1] if len(candidates) == 1 else f"best of {len(candidates)} that fit: {best[1]}"
-    return Selection(series=best[2], why=why, excluded=tuple(excluded))
+    others = tuple(series for _, _, series in candidates[1:])
+    return Selection(series=best[2], why=why, excluded=tuple(excluded), others=others)
 
 
 class NoSeriesFits(NoModelApplies):

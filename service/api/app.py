@@ -30,6 +30,7 @@ class Seen:
     store: Store
     readiness: Callable[[], dict[str, str]]  # by part: empty if it is well, else what is wrong with it
     progress: Callable[[str], dict[str, dict[str, Any]]]  # of a study, by model
+    networks: Callable[[], list[dict[str, Any]]]  # the models, with how each of their networks is
 
 
 def create_app(seen: Seen) -> FastAPI:
@@ -62,6 +63,11 @@ def create_app(seen: Seen) -> FastAPI:
         """All metrics in Prometheus's text format."""
         text = metrics.exposition(metrics.StateGauges(*seen.store.counts()))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/api/v1/models", tags=["models"])
+    def models() -> list[dict[str, Any]]:
+        """The models that are run: whether their networks are loaded, what they take, when they were last used."""
+        return seen.networks()
 
     @app.get("/api/v1/studies", tags=["studies"])
     def studies(

@@ -21,9 +21,10 @@ from service.demo.pacs import Pacs, free_port, start_pacs, wait_for_port
 from service.demo.phantom import PlantedLesion, chest_abdomen
 from service.demo.phantom_dicom import write_localizer, write_series
 from service.errors import ConfigError, PeerUnreachable
-from service.models import available, install, is_installed
+from service.install import install
+from service.models import available, is_installed
 from service.run import read_folder
-from service.show import Bars, console, findings_table
+from service.show import Bars, console, findings_table, place_of
 from service.types import Study
 
 _LIMIT_SECONDS = 1800.0
@@ -200,8 +201,9 @@ def _report(result: dict[str, Any], planted: Sequence[PlantedLesion], pictures: 
         )
     missed = 0
     findings = [finding for answer in result["answers"] for finding in answer["findings"]]
+    places = [place for place in map(place_of, findings) if place]
     for lesion in planted:
-        distances = [float(np.linalg.norm(np.subtract(f["centroid_lps_mm"], lesion.centre_lps_mm))) for f in findings]
+        distances = [float(np.linalg.norm(np.subtract(place, lesion.centre_lps_mm))) for place in places]
         found = min(distances, default=np.inf) <= lesion.diameter_mm / 2
         missed += not found
         console.print(

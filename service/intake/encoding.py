@@ -1,7 +1,7 @@
 """A look at an encoded data set: what it says it is, and whether all of it is there (pure).
 
-It does not promise that the bytes mean anything: `identify` reads the four UIDs and follows every length to the end of
-the data set, and looks at no other value.
+It does not promise that the bytes mean anything: `identify` reads the four UIDs and how urgent the study is, follows
+every length to the end of the data set, and looks at no other value.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _WANTED = {
     0x0020000D: "study_instance_uid",
     0x0020000E: "series_instance_uid",
 }
+_PRIORITY = 0x00401003
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Identity:
     sop_instance_uid: str
     study_instance_uid: str
     series_instance_uid: str
+    requested_priority: str = ""  # Requested Procedure Priority (0040,1003), where there is one
 
 
 def is_uid(text: str) -> bool:
@@ -71,7 +73,7 @@ def identify(data: bytes, transfer_syntax_uid: str) -> Identity:
             found = "holds no UID" if uid else "is missing or empty"
             raise _not_understood(f"the attribute ({tag >> 16:04X},{tag & 0xFFFF:04X}) {found}")
         uids[field] = uid
-    return Identity(**uids)
+    return Identity(**uids, requested_priority=values.get(_PRIORITY, b"").rstrip(b"\0 ").decode("ascii", "replace"))
 
 
 def _inflate(data: bytes) -> bytes:
@@ -140,7 +142,7 @@ def _walk(data: bytes, *, explicit: bool, order: str) -> dict[int, bytes]:
                 f"the element ({group:04X},{element:04X}) at byte {start} says {length} bytes, and {end - at} are there"
             )
         else:
-            if tag in _WANTED and len(stack) == 1:
+            if (tag in _WANTED or tag == _PRIORITY) and len(stack) == 1:
                 values[tag] = data[at : at + length]
             at += length
     if at > end:

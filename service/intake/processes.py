@@ -53,7 +53,8 @@ def run_receiver(config: Config, channel: Connection) -> None:
     try:
         spool = Spool(config.store.directory, int(config.intake.minimum_free_gib * 2**30))
         store = Store(database_url(config.store.directory, config.store.database))
-        server = scp.serve(config.intake, StorageHandler(spool, store, lambda word, size: outcomes.put((word, size))))
+        handler = StorageHandler(spool, store, lambda word, size: outcomes.put((word, size)), routes=config.routes)
+        server = scp.serve(config.intake, handler)
         log.event("receiver.listening", host=config.intake.host, port=config.intake.port, swept=spool.sweep())
     except Exception as exc:
         log.failure("receiver.failed", exc)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 from pydicom import Dataset
@@ -18,9 +18,11 @@ from pynetdicom.dimse_primitives import C_STORE
 
 from service import log
 from service.codes import SUCCESS
+from service.config import Route
 from service.errors import IntakeError, NotUnderstood, OutOfSpace, WrongClass
 from service.intake.encoding import identify, is_uid
 from service.intake.spool import Spool
+from service.intake.urgency import urgency
 from service.store import Store
 from service.types import Kept
 
@@ -74,12 +76,14 @@ class StorageHandler:
     ----------
     spool, store
         Where the file and its row are kept.
+    routes
+        What is urgent, by sender and by the name called.
     on_outcome
         Told the outcome's word and the data set's size in bytes, on every request.
     """
 
-    def __init__(self, spool: Spool, store: Store, on_outcome: OnOutcome) -> None:
-        self._spool, self._store, self._on_outcome = spool, store, on_outcome
+    def __init__(self, spool: Spool, store: Store, on_outcome: OnOutcome, *, routes: Sequence[Route] = ()) -> None:
+        self._spool, self._store, self._on_outcome, self._routes = spool, store, on_outcome, routes
         # One committing thread per process: SQLite takes one writer at a time, and lets the others wait in naps.
         self._committing = threading.Lock()
 
@@ -143,6 +147,12 @@ class StorageHandler:
                 sha256=file.sha256,
                 path=file.path,
                 now=time.time(),
+                priority=urgency(
+                    self._routes,
+                    calling_ae_title=fields["calling_ae_title"],
+                    called_ae_title=_called(event),
+                    requested=identity.requested_priority,
+                ),
             )
         if kept is Kept.OURS:
             # Its frozen bytes lie elsewhere. But where it came before we made it (another Overread, with the same
@@ -151,6 +161,12 @@ class StorageHandler:
             if file.path.name not in {path.name for path in named}:
                 self._spool.forget(file.path)
         return kept
+
+
+def _called(event: evt.Event) -> str:
+    """The name under which the sender called us, without padding (PS3.8 Table 9-11)."""
+    request = event.assoc.requestor.primitive
+    return str(request.called_ae_title or "").strip() if request else ""
 
 
 def _answer(status: int, comment: str) -> Dataset:

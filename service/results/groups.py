@@ -1,7 +1,12 @@
 """The measurement groups of a report: one tracking UID for each finding, each number beside what it was measured on.
 
-The segment carries what was measured in the volume (PS3.16 TID 1411); outline and axes on the key slice carry what was
-measured there (TID 1410). The outline comes first: OHIF draws a finding's first coordinates, and nothing without any.
+A lesion's segment carries what was measured in the volume (PS3.16 TID 1411); outline and axes on the key slice carry
+what was measured there (TID 1410). The outline comes first: OHIF draws a finding's first coordinates, and nothing
+without any. A mark has one group: its rectangle or its point on the key slice (TID 1410).
+
+A judgement has no coordinates, and so no group. The standard's group for it would be TID 1501, but of a report with
+such a group OHIF 3.13 reads the first coordinates that are not there, and ends with an error in place of the report.
+It stands as a coded Finding in the Qualitative Evaluations of TID 1500 instead, with the same content as a group has.
 """
 
 from __future__ import annotations
@@ -19,11 +24,19 @@ from scipy import ndimage
 from service import codes
 from service.results import identity
 from service.results.identity import Making, code
-from service.types import Finding, Line, ResultObject, SourceVolume
+from service.types import Finding, Judgement, Lesion, Line, Mark, ResultObject, SourceVolume
 
 
-def volume(
-    finding: Finding, headers: Sequence[Dataset], segmentation: ResultObject, making: Making
+def lesion(
+    finding: Lesion, headers: Sequence[Dataset], source: SourceVolume, segmentation: ResultObject, making: Making
+) -> Iterator[sr.ContentSequence]:
+    """All groups of a lesion."""
+    yield _volume(finding, headers, segmentation, making)
+    yield from _key_slice(finding, headers, source, making)
+
+
+def _volume(
+    finding: Lesion, headers: Sequence[Dataset], segmentation: ResultObject, making: Making
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411: the segment, and what was measured in it."""
     measurements = [
@@ -46,13 +59,12 @@ def volume(
     )
 
 
-def key_slice(
-    finding: Finding, headers: Sequence[Dataset], source: SourceVolume, making: Making
+def _key_slice(
+    finding: Lesion, headers: Sequence[Dataset], source: SourceVolume, making: Making
 ) -> Iterator[sr.PlanarROIMeasurementsAndQualitativeEvaluations]:
     """TID 1410: outline, long and short axis on the slice of greatest area, each with what was measured on it."""
     area = finding.mask[finding.key_slice - finding.box[0].start]
     area_mm2 = float(area.sum()) * float(source.volume.spacing[1]) * float(source.volume.spacing[2])
-    header = headers[finding.key_slice]
     for points, measurement, purpose in (
         (
             outline(area) + np.array([finding.box[2].start, finding.box[1].start]),
@@ -63,15 +75,91 @@ def key_slice(
         (_ends(finding.short_axis), _measured(codes.SHORT_AXIS, finding.short_axis_mm, codes.MILLIMETRE), None),
     ):
         yield sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            referenced_region=sr.ImageRegion(
-                graphic_type=sr.GraphicTypeValues.POLYLINE,
-                graphic_data=points,
-                source_image=sr.SourceImageForRegion(header.SOPClassUID, header.SOPInstanceUID),
-            ),
+            referenced_region=_region(sr.GraphicTypeValues.POLYLINE, points, headers[finding.key_slice]),
             measurements=[measurement],
             geometric_purpose=purpose,
             **_what(finding, making),
         )
+
+
+def mark(
+    finding: Mark, headers: Sequence[Dataset], making: Making
+) -> sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+    """TID 1410: the box's rectangle on the slice in its middle, and its edges; or the point."""
+    measurements = [_measured(codes.CERTAINTY, finding.probability * 100, codes.PERCENT)]
+    if finding.size_mm:
+        across, down, along = finding.size_mm  # slices, rows and columns
+        edges = [(codes.WIDTH, along), (codes.HEIGHT, down), (codes.DEPTH, across)]
+        # A network of single slices says nothing of the depth.
+        measurements += [_measured(name, edge, codes.MILLIMETRE) for name, edge in edges if edge]
+    points = corners(finding) if finding.size_mm else corners(finding)[:1]
+    graphic = sr.GraphicTypeValues.POLYLINE if finding.size_mm else sr.GraphicTypeValues.POINT
+    return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        referenced_region=_region(graphic, points, headers[finding.key_slice]),
+        measurements=measurements,
+        geometric_purpose=standard.DCM.Outline if finding.size_mm else standard.DCM.Center,
+        **_what(finding, making),
+    )
+
+
+def corners(finding: Mark) -> NDArray[np.float64]:
+    """float64 [5, (column, row)] of a box's rectangle, closed, as SCOORD counts; of a point, five times the point."""
+    (_, top, left), (_, bottom, right) = finding.low, finding.high
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]) + 0.5
+
+
+def judgement(finding: Judgement, headers: Sequence[Dataset], making: Making) -> sr.CodeContentItem:
+    """A coded Finding without a place (TID 1500 row 13), with what a group says (TID 4108, 4019, 1501)."""
+    spec, kind, header = making.model.spec, finding.kind, headers[finding.key_slice]
+    said, context, properties = (
+        sr.RelationshipTypeValues.HAS_CONCEPT_MOD,
+        sr.RelationshipTypeValues.HAS_OBS_CONTEXT,
+        sr.RelationshipTypeValues.HAS_PROPERTIES,
+    )
+    item = sr.CodeContentItem(
+        name=code(codes.FINDING), value=code(kind.finding), relationship_type=sr.RelationshipTypeValues.CONTAINS
+    )
+    item.ContentSequence = sr.ContentSequence(
+        [
+            sr.TextContentItem(code(codes.TRACKING_IDENTIFIER), identity.label(finding), context),
+            sr.UIDRefContentItem(code(codes.TRACKING_UNIQUE_IDENTIFIER), finding.tracking_uid, context),
+            sr.CodeContentItem(code(codes.FINDING_CATEGORY), code(kind.category), said),
+            sr.CodeContentItem(code(codes.FINDING_SITE), code(kind.site), said),
+            sr.TextContentItem(code(codes.ALGORITHM_NAME), spec.name, said),
+            sr.TextContentItem(code(codes.ALGORITHM_VERSION), spec.version, said),
+            sr.NumContentItem(
+                code(codes.CERTAINTY),
+                _rounded(finding.probability * 100),
+                code(codes.PERCENT),
+                relationship_type=properties,
+            ),
+            sr.ImageContentItem(
+                code(codes.SOURCE_OF_MEASUREMENT),
+                header.SOPClassUID,
+                header.SOPInstanceUID,
+                relationship_type=sr.RelationshipTypeValues.INFERRED_FROM,
+            ),
+        ]
+    )
+    return item
+
+
+def in_words(finding: Judgement) -> str:
+    """What a judgement says, for people whose viewer shows them comments only."""
+    about = "of this image alone" if finding.level == "image" else f"of the {finding.level}; this image decided"
+    return (
+        f"{identity.label(finding)} ({finding.kind.site.meaning}), {finding.probability * 100:.0f} %. "
+        f"Slice {finding.key_slice + 1}: said {about}. No place in it is meant."
+    )
+
+
+def _region(graphic: sr.GraphicTypeValues, points: NDArray[np.float64], header: Dataset) -> sr.ImageRegion:
+    """Points (column, row) on an image."""
+    return sr.ImageRegion(
+        graphic_type=graphic,
+        graphic_data=points,
+        source_image=sr.SourceImageForRegion(header.SOPClassUID, header.SOPInstanceUID),
+    )
 
 
 def _ends(line: Line) -> NDArray[np.float64]:
@@ -81,12 +169,12 @@ def _ends(line: Line) -> NDArray[np.float64]:
 
 def _what(finding: Finding, making: Making) -> dict[str, Any]:
     """What all groups of a finding say: which one it is, what, where, and by which algorithm (TID 4108, 4019)."""
-    spec = making.model.spec
+    spec, kind = making.model.spec, finding.kind
     return {
         "tracking_identifier": sr.TrackingIdentifier(uid=finding.tracking_uid, identifier=identity.label(finding)),
-        "finding_category": code(spec.findings.category),
-        "finding_type": code(finding.finding),
-        "finding_sites": [sr.FindingSite(anatomic_location=code(finding.site))],
+        "finding_category": code(kind.category),
+        "finding_type": code(kind.finding),
+        "finding_sites": [sr.FindingSite(anatomic_location=code(kind.site))],
         "algorithm_id": sr.AlgorithmIdentification(name=spec.name, version=spec.version),
     }
 

@@ -81,7 +81,7 @@ def instance_uid(making: Making, source: SourceVolume | None, kind: Kind, outcom
     return codes.derive_uid(*_origin(making, source), kind, outcome)
 
 
-def tracking_uid(series: Series, model_name: str, centroid_lps_mm: Point) -> str:
+def tracking_uid(series: Series, model_name: str, channel: int, place: Point | None) -> str:
     """Tracking UID of a finding (TID 4108): the same lesion in the same images keeps it, whatever its rank or size.
 
     Parameters
@@ -90,11 +90,16 @@ def tracking_uid(series: Series, model_name: str, centroid_lps_mm: Point) -> str
         The analysed series.
     model_name
         The model that found it.
-    centroid_lps_mm
-        Its centroid, LPS mm; rounded to whole millimetres, so that another device's last digits do not matter.
+    channel
+        Of its class: two classes may have a finding each in one place.
+    place
+        Its centre, LPS mm; rounded to whole millimetres, so that another device's last digits do not matter. None
+        where it is said of all the images.
     """
-    place = " ".join(str(round(coordinate)) for coordinate in centroid_lps_mm)
-    return codes.derive_uid(_digest(instance.sop_instance_uid for instance in series.instances), model_name, place)
+    where = " ".join(str(round(coordinate)) for coordinate in place) if place else "all images"
+    parts = [_digest(instance.sop_instance_uid for instance in series.instances), model_name, where]
+    # The first class is not named: so its findings keep the UIDs of the time when models had no others.
+    return codes.derive_uid(*parts, *([f"class {channel}"] if channel else []))
 
 
 def device_uid(model: Model) -> str:
@@ -212,7 +217,13 @@ def code(concept: codes.Code) -> CodedConcept:
 
 def label(finding: Finding) -> str:
     """What people call a finding: segment label and tracking identifier; an LO of at most 64 characters."""
-    return f"{finding.finding.meaning[:58]} {finding.number}"
+    return f"{finding.kind.finding.meaning[:58]} {finding.number}"
+
+
+def words_of(findings: Iterable[Finding]) -> list[str]:
+    """The words of ours that findings bring into an object."""
+    kinds = [finding.kind for finding in findings]
+    return [concept.meaning for kind in kinds for concept in (kind.finding, kind.category, kind.site)]
 
 
 def series_of_ours(making: Making, source: SourceVolume | None, kind: Kind, outcome: Outcome) -> dict[str, Any]:

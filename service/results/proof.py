@@ -7,24 +7,20 @@ Promise 5: what does not prove is not sent. The segmentation is measured in pati
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
-from service import codes
 from service.errors import EncodingError
 from service.results.identity import Making, frame_of_reference_uid
-from service.types import Finding, ResultObject, SourceVolume
+from service.results.proof_report import prove_report
+from service.results.reading import PLACE_TOLERANCE_MM, VOLUME_TOLERANCE, Fault, references, same_code, same_number
+from service.types import Finding, Lesion, ResultObject, SourceVolume
 
-PLACE_TOLERANCE_MM = 0.5
-VOLUME_TOLERANCE = 0.01  # of the volume
-NUMBER_TOLERANCE = 0.001  # of a number in the report; it is written with five digits
 _SAME_PATIENT = ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber")
-_REFERENCED_SOP_INSTANCE_UID = 0x00081155
-_REFERENCED_SEGMENT, _IMAGE_REGION, _GROUP, _TRACKING = "121191", "111030", "125007", "112040"  # DCM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +28,9 @@ class _Segment:
     """What a reader of the segmentation sees of one segment."""
 
     tracking_uid: str
+    item: Dataset  # its item of the Segment Sequence
     points: NDArray[np.float64]  # [voxels, 3] their centres, LPS mm
     voxel_ml: float
-
-
-class _Fault(Exception):
-    """What was found, and the rule it breaks."""
-
-    def __init__(self, found: str, rule: str) -> None:
-        self.found, self.rule = found, rule
-        super().__init__(found)
 
 
 def prove(
@@ -75,10 +64,10 @@ def prove(
             dataset = dcmread(io.BytesIO(made.content))
             _prove_identity(dataset, made, header, known)
             if made.kind == "SEG" and source:
-                _prove_segmentation(dataset, source, findings)
+                _prove_segmentation(dataset, source, [it for it in findings if isinstance(it, Lesion)])
             elif made.kind == "SR":
-                _prove_report(dataset, source, findings, segmentations)
-        except _Fault as fault:
+                prove_report(dataset, source, findings, segmentations)
+        except Fault as fault:
             raise _error(made, fault.found, fault.rule) from None
         except Exception as exc:  # whatever a reader may stumble over
             raise _error(made, f"{type(exc).__name__} while decoding it", "our own bytes can be read again") from exc
@@ -89,42 +78,54 @@ def _prove_identity(dataset: Dataset, made: ResultObject, header: Dataset, known
     for place in (dataset, dataset.file_meta):
         prefix = "" if place is dataset else "MediaStorage"
         if place[f"{prefix}SOPInstanceUID"].value != made.sop_instance_uid:
-            raise _Fault("another SOP Instance UID", "the object is kept under its own UID (PS3.3 C.12.1)")
+            raise Fault("another SOP Instance UID", "the object is kept under its own UID (PS3.3 C.12.1)")
         if place[f"{prefix}SOPClassUID"].value != made.sop_class_uid:
-            raise _Fault("another SOP Class UID", "the object is sent as its own class (PS3.3 C.12.1)")
+            raise Fault("another SOP Class UID", "the object is sent as its own class (PS3.3 C.12.1)")
     for keyword in _SAME_PATIENT:
         if str(dataset.get(keyword) or "") != str(header.get(keyword) or ""):
-            raise _Fault(f"another {keyword} than the sources'", "a result is its sources' patient's (PS3.3 A.1.2)")
-    strangers = {uid for uid in _references(dataset) if uid not in known}
+            raise Fault(f"another {keyword} than the sources'", "a result is its sources' patient's (PS3.3 A.1.2)")
+    strangers = {uid for uid in references(dataset) if uid not in known}
     if strangers:
-        raise _Fault(
+        raise Fault(
             f"{len(strangers)} references to unknown instances, one is {min(strangers)}",
             "every reference is to a source or to another object of the answer (PS3.3 10.8)",
         )
 
 
-def _prove_segmentation(dataset: Dataset, source: SourceVolume, findings: Sequence[Finding]) -> None:
+def _prove_segmentation(dataset: Dataset, source: SourceVolume, findings: Sequence[Lesion]) -> None:
     """Every finding is there, where it was found and as large."""
     if dataset.FrameOfReferenceUID != frame_of_reference_uid(source):
-        raise _Fault("another frame of reference", "the segmentation lies where its sources lie (PS3.3 C.7.4.1)")
+        raise Fault("another frame of reference", "the segmentation lies where its sources lie (PS3.3 C.7.4.1)")
     segments = _segments(dataset, source)
     if sorted(segments) != [finding.number for finding in findings]:
-        raise _Fault(f"segments {sorted(segments)} for {len(findings)} findings", "each finding has its segment")
+        raise Fault(f"segments {sorted(segments)} for {len(findings)} findings", "each finding has its segment")
     for finding in findings:
         segment = segments[finding.number]
         name = f"segment {finding.number}"
         if segment.tracking_uid != finding.tracking_uid:
-            raise _Fault(f"{name} with another Tracking UID", "a segment is tracked as its finding (PS3.3 C.8.20.2)")
+            raise Fault(f"{name} with another Tracking UID", "a segment is tracked as its finding (PS3.3 C.8.20.2)")
+        _prove_codes(name, segment.item, finding)
         seen = (segment.points.mean(axis=0), segment.points.min(axis=0), segment.points.max(axis=0))
         wanted = (finding.centroid_lps_mm, *finding.extent_lps_mm)
         for what, ours, theirs in zip(("centroid", "least corner", "greatest corner"), seen, wanted, strict=True):
             distance = float(np.abs(ours - theirs).max())
             if distance > PLACE_TOLERANCE_MM:
-                raise _Fault(
+                raise Fault(
                     f"{name} with its {what} {distance:.2f} mm off",
                     f"a segment lies within {PLACE_TOLERANCE_MM} mm of its finding",
                 )
-        _same(f"volume of {name}", len(segment.points) * segment.voxel_ml, finding.volume_ml, VOLUME_TOLERANCE)
+        same_number(f"volume of {name}", len(segment.points) * segment.voxel_ml, finding.volume_ml, VOLUME_TOLERANCE)
+
+
+def _prove_codes(name: str, item: Dataset, finding: Lesion) -> None:
+    """What a segment is, of which category, and where (PS3.3 C.8.20.4)."""
+    kind = finding.kind
+    for keyword, wanted in (
+        ("SegmentedPropertyTypeCodeSequence", kind.finding),
+        ("SegmentedPropertyCategoryCodeSequence", kind.category),
+        ("AnatomicRegionSequence", kind.site),
+    ):
+        same_code(f"{keyword} of {name}", item[keyword].value[0], wanted)
 
 
 def _segments(dataset: Dataset, source: SourceVolume) -> dict[int, _Segment]:
@@ -146,9 +147,9 @@ def _segments(dataset: Dataset, source: SourceVolume) -> dict[int, _Segment]:
     for index, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
         position = np.array(macro(frame, "PlanePositionSequence").ImagePositionPatient, float)
         positions.append(position)
-        for uid in _references(frame):
+        for uid in references(frame):
             if uid in images and np.abs(position - np.array(images[uid], float)).max() > PLACE_TOLERANCE_MM:
-                raise _Fault(f"frame {index + 1} away from the image it refers to", "a frame is derived from its image")
+                raise Fault(f"frame {index + 1} away from the image it refers to", "a frame is derived from its image")
         rows, columns = np.nonzero(_frame(dataset, index))
         number = int(macro(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
         places = position + rows[:, None] * per_row + columns[:, None] * per_column
@@ -159,6 +160,7 @@ def _segments(dataset: Dataset, source: SourceVolume) -> dict[int, _Segment]:
     return {
         int(item.SegmentNumber): _Segment(
             tracking_uid=str(item.TrackingUID),
+            item=item,
             points=np.concatenate(points.get(int(item.SegmentNumber), [np.empty((0, 3))])),
             voxel_ml=voxel_ml,
         )
@@ -170,7 +172,7 @@ def _prove_spacing(positions: NDArray[np.float64], normal: NDArray[np.float64], 
     """The frames lie whole slice spacings apart; a twentieth is what a source volume's own slices may deviate."""
     gaps = np.diff(np.unique(np.round(positions @ normal, 3)))
     if gaps.size and np.abs(gaps / spacing - np.maximum(np.round(gaps / spacing), 1)).max() > 0.1:
-        raise _Fault(
+        raise Fault(
             f"frames {gaps.min():.2f} mm apart for a slice spacing of {spacing:.2f} mm",
             "Spacing Between Slices is the distance of neighbours (PS3.3 C.7.6.16.2.1)",
         )
@@ -183,65 +185,6 @@ def _frame(dataset: Dataset, index: int) -> NDArray[np.bool_]:
     packed = np.frombuffer(dataset.PixelData, np.uint8)[first // 8 : -(-last // 8)]
     bits = np.unpackbits(packed, bitorder="little")[first % 8 :][:size]
     return bits.reshape(int(dataset.Rows), int(dataset.Columns)).astype(bool)
-
-
-def _prove_report(
-    dataset: Dataset, source: SourceVolume | None, findings: Sequence[Finding], segmentations: set[str]
-) -> None:
-    """Every finding has its groups, with its numbers, its segment and its key slice; and the summary agrees."""
-    groups: dict[str, list[Dataset]] = {finding.tracking_uid: [] for finding in findings}
-    for group in _items(dataset, _GROUP):
-        uid = next((str(item.UID) for item in group.ContentSequence if _name(item) == _TRACKING), "")
-        if uid not in groups:
-            raise _Fault("a measurement group of an unknown Tracking UID", "each group is a finding's (TID 1411, 1410)")
-        groups[uid].append(group)
-    for finding in findings:
-        items = {_name(item): item for group in groups[finding.tracking_uid] for item in group.ContentSequence}
-        for concept, value in (
-            (codes.VOLUME, finding.volume_ml),
-            (codes.LONG_AXIS, finding.long_axis_mm),
-            (codes.SHORT_AXIS, finding.short_axis_mm),
-            (codes.CERTAINTY, finding.probability * 100),
-        ):
-            written = float(items[concept.value].MeasuredValueSequence[0].NumericValue)
-            _same(f"{concept.meaning} of finding {finding.number}", written, value, NUMBER_TOLERANCE)
-        segment = items[_REFERENCED_SEGMENT].ReferencedSOPSequence[0]
-        if segment.ReferencedSOPInstanceUID not in segmentations or segment.ReferencedSegmentNumber != finding.number:
-            raise _Fault(f"finding {finding.number} with another's segment", "a group refers to its segment (TID 1411)")
-        regions = [item for group in groups[finding.tracking_uid] for item in _items(group, _IMAGE_REGION)]
-        key_image = source.ordered[finding.key_slice].sop_instance_uid if source else ""
-        if not regions or any(set(_references(region)) != {key_image} for region in regions):
-            raise _Fault(f"finding {finding.number} on another slice", "its outline is on the key slice (TID 1410)")
-    summary = next(_items(dataset, codes.CAD_SUMMARY.value)).ConceptCodeSequence[0].CodeValue
-    if (summary == codes.ALL_ALGORITHMS_WITH_FINDINGS.value) != bool(findings):
-        raise _Fault(f"the summary {summary} for {len(findings)} findings", "the summary agrees with them (CID 6047)")
-
-
-def _same(what: str, written: float, wanted: float, tolerance: float) -> None:
-    if abs(written - wanted) > tolerance * abs(wanted):
-        raise _Fault(f"{what} is {written:.5g} and not {wanted:.5g}", f"numbers agree within {tolerance:.1%}")
-
-
-def _items(item: Dataset, concept: str) -> Iterator[Dataset]:
-    """The content items of a concept name, anywhere below."""
-    for child in item.get("ContentSequence", ()):
-        if _name(child) == concept:
-            yield child
-        yield from _items(child, concept)
-
-
-def _name(item: Dataset) -> str:
-    return str(item.ConceptNameCodeSequence[0].CodeValue)
-
-
-def _references(dataset: Dataset) -> Iterator[str]:
-    """All Referenced SOP Instance UIDs below."""
-    for element in dataset.elements():  # as they stand in the file: only what is asked for is decoded
-        if element.VR == "SQ":
-            for item in dataset[element.tag].value:
-                yield from _references(item)
-        elif element.tag == _REFERENCED_SOP_INSTANCE_UID:
-            yield str(dataset[element.tag].value)
 
 
 def _error(made: ResultObject, found: str, rule: str) -> EncodingError:

@@ -1,12 +1,13 @@
 """An answer as a structured report: Comprehensive 3D SR, TID 1500 Measurement Report (PS3.16).
 
-How the analysis ended is said once, in the report's Qualitative Evaluations (TID 1500 row 12), and not in a
-measurement group: OHIF 3.13 stumbles over a group without coordinates and then draws none at all.
+How the analysis ended is said once, in the report's Qualitative Evaluations (TID 1500 row 12), and so is what was found
+without a place (see `groups`), and not in a measurement group: OHIF 3.13 stumbles over a group without coordinates and
+then draws none at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from highdicom import sr
 from pydicom import Dataset
@@ -16,11 +17,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from service import __version__, codes
 from service.results import groups, identity
 from service.results.identity import Making, code
-from service.types import Exclusion, Finding, Outcome, ResultObject, SourceVolume
+from service.types import Exclusion, Finding, Judgement, Lesion, Mark, Outcome, ResultObject, SourceVolume
 
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 _ABOUT_IMAGES = sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
-_QUALITATIVE_EVALUATIONS = codes.Code("C0034375", "UMLS", "Qualitative Evaluations")
 
 _SUMMARY = {  # outcome: CID 6047, CID 6042
     Outcome.FINDINGS: (codes.ALL_ALGORITHMS_WITH_FINDINGS, codes.SUCCEEDED),
@@ -50,7 +50,7 @@ def report(
     source
         The analysed series; None where there was none. Then the study's first image stands for the study.
     findings
-        Each with a segment of its number in `segmentation`; empty where that is None.
+        What was found; a lesion has the segment of its number in `segmentation`.
     outcome
         How the work ended.
     reason
@@ -60,7 +60,7 @@ def report(
     excluded
         The series left out.
     segmentation
-        The findings' Segmentation.
+        The lesions' Segmentation; None where there are none.
 
     Returns
     -------
@@ -68,20 +68,20 @@ def report(
         A Comprehensive 3D SR instance (Explicit VR Little Endian), unverified.
     """
     headers = identity.complete_headers(source) if source else [identity.complete_header(making.study.series[0].header)]
-    comments = list(_comments(making, reason, dropped, excluded))
+    comments = list(_comments(making, findings, reason, dropped, excluded))
     root = sr.ContainerContentItem(name=standard.cid7021.ImagingMeasurementReport, template_id="1500")
     root.ContentSequence = sr.ContentSequence()
     root.ContentSequence.extend(_context(headers[0]))
     root.ContentSequence.extend(_image_library(headers))
-    if findings and source and segmentation:
+    placed = list(_groups(findings, headers, source, segmentation, making)) if source else []
+    if placed:
         measurements = sr.ContainerContentItem(name=standard.DCM.ImagingMeasurements, relationship_type=_CONTAINS)
         measurements.ContentSequence = sr.ContentSequence()
-        for finding in findings:
-            measurements.ContentSequence.extend(groups.volume(finding, headers, segmentation, making))
-            for group in groups.key_slice(finding, headers, source, making):
-                measurements.ContentSequence.extend(group)
+        for group in placed:
+            measurements.ContentSequence.extend(group)
         root.ContentSequence.append(measurements)
-    root.ContentSequence.append(_evaluations(outcome, comments))
+    judged = [groups.judgement(finding, headers, making) for finding in findings if isinstance(finding, Judgement)]
+    root.ContentSequence.append(_evaluations(outcome, judged, comments))
 
     evidence = [*headers, _reference(segmentation, making, source)] if segmentation else headers
     real_class = headers[0].SOPClassUID
@@ -98,8 +98,24 @@ def report(
     if not source:
         study = made.CurrentRequestedProcedureEvidenceSequence[0]
         study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPClassUID = real_class
-    words = [concept.meaning for finding in findings for concept in (finding.finding, finding.site)]
-    return identity.finish(made, making, headers[0], "SR", [*words, *comments])
+    return identity.finish(made, making, headers[0], "SR", [*identity.words_of(findings), *comments])
+
+
+def _groups(
+    findings: Sequence[Finding],
+    headers: Sequence[Dataset],
+    source: SourceVolume,
+    segmentation: ResultObject | None,
+    making: Making,
+) -> Iterator[sr.ContentSequence]:
+    """The measurement groups of all findings that have a place."""
+    for finding in findings:
+        match finding:
+            case Lesion():
+                assert segmentation  # made of the same lesions
+                yield from groups.lesion(finding, headers, source, segmentation, making)
+            case Mark():
+                yield groups.mark(finding, headers, making)
 
 
 # --- What it is about -----------------------------------------------------------------------------------------------
@@ -210,14 +226,17 @@ def _reference(made: ResultObject, making: Making, source: SourceVolume | None) 
 # --- How it ended ---------------------------------------------------------------------------------------------------
 
 
-def _evaluations(outcome: Outcome, comments: Iterable[str]) -> sr.ContainerContentItem:
-    """Outcome and remarks (TID 1500 rows 12 to 14)."""
+def _evaluations(
+    outcome: Outcome, judged: Iterable[sr.CodeContentItem], comments: Iterable[str]
+) -> sr.ContainerContentItem:
+    """Outcome, what was found without a place, and remarks (TID 1500 rows 12 to 14)."""
     summary, status = _SUMMARY[outcome]
-    container = sr.ContainerContentItem(name=code(_QUALITATIVE_EVALUATIONS), relationship_type=_CONTAINS)
+    container = sr.ContainerContentItem(name=code(codes.QUALITATIVE_EVALUATIONS), relationship_type=_CONTAINS)
     container.ContentSequence = sr.ContentSequence(
         [
             sr.CodeContentItem(name=code(codes.CAD_SUMMARY), value=code(summary), relationship_type=_CONTAINS),
             sr.CodeContentItem(name=code(codes.SUMMARY_OF_DETECTIONS), value=code(status), relationship_type=_CONTAINS),
+            *judged,
             *(
                 sr.TextContentItem(name=code(codes.COMMENT), value=comment, relationship_type=_CONTAINS)
                 for comment in comments
@@ -227,12 +246,19 @@ def _evaluations(outcome: Outcome, comments: Iterable[str]) -> sr.ContainerConte
     return container
 
 
-def _comments(making: Making, reason: str, dropped: int, excluded: Sequence[Exclusion]) -> Iterable[str]:
+def _comments(
+    making: Making, findings: Sequence[Finding], reason: str, dropped: int, excluded: Sequence[Exclusion]
+) -> Iterable[str]:
     spec = making.model.spec
     yield (
         f"{identity.DISCLAIMER}. {spec.title}: model {spec.name} {spec.version} by {spec.manufacturer}, "
         f"run by {identity.NAME} {__version__} on {making.backend}."
     )
+    looked_for = (f"{kind.finding.meaning} ({kind.site.meaning})" for kind in spec.classes if not kind.normal)
+    yield f"It looks for: {', '.join(looked_for)}."
+    for finding in findings:
+        if isinstance(finding, Judgement):
+            yield groups.in_words(finding)
     if reason:
         yield reason
     if dropped:

@@ -39,6 +39,8 @@ class Service:
     models: Path
     destinations: str = ""
     extra_intake: str = ""
+    extra_analysis: str = ""
+    routes: str = ""
     store: str = ""
     database: str = ""
     environment: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Service:
         path = self.folder / "overread.toml"
         path.write_text(
             f"[intake]\nport = {self.dicom_port}\nquiet_seconds = 1.5\nminimum_free_gib = 0.0\n{self.extra_intake}\n"
-            f'[analysis]\nmodels_directory = "{self.models}"\n'
+            f'[analysis]\nmodels_directory = "{self.models}"\n{self.extra_analysis}\n{self.routes}\n'
             f'[store]\ndirectory = "{self.store or "var"}"\ndatabase = "{self.database}"\n'
             f"[api]\nport = {self.http_port}\n{self.destinations}"
         )

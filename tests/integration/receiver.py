@@ -19,7 +19,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 
-from service.config import Config, Intake, StoreSection
+from service.config import Config, Intake, Route, StoreSection
 from service.intake.processes import Receivers
 from service.store import Store
 from service.tables import database_url
@@ -55,11 +55,14 @@ class Site:
 
 
 @contextmanager
-def running(directory: Path, *, processes: int = 1, minimum_free_gib: float = 0.0) -> Iterator[Site]:
+def running(
+    directory: Path, *, processes: int = 1, minimum_free_gib: float = 0.0, routes: tuple[Route, ...] = ()
+) -> Iterator[Site]:
     """A site that listens."""
     config = Config(
         intake=Intake(port=free_port(), processes=processes, minimum_free_gib=minimum_free_gib),
         store=StoreSection(directory=directory),
+        routes=routes,
     )
     directory.mkdir(parents=True, exist_ok=True)
     store = Store(database_url(directory, ""))
@@ -91,13 +94,15 @@ def image(**changes: Any) -> Dataset:
 
 
 @contextmanager
-def associated(port: int, *contexts: tuple[str, str]) -> Iterator[Association]:
+def associated(
+    port: int, *contexts: tuple[str, str], calling: str = "SENDER", called: str = "ANY-SCP"
+) -> Iterator[Association]:
     """An open association for these (SOP class, transfer syntax) pairs."""
-    ae = AE("SENDER")
+    ae = AE(calling)
     for sop_class, syntax in contexts or ((CT, EXPLICIT), (VERIFICATION, IMPLICIT)):
         ae.add_requested_context(sop_class, syntax)
     ae.dimse_timeout = ae.network_timeout = 90
-    association = ae.associate("127.0.0.1", port)
+    association = ae.associate("127.0.0.1", port, ae_title=called)
     assert association.is_established
     try:
         yield association

@@ -46,7 +46,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Delivery]:
     """A SEG and an SR of ours, frozen, by kind."""
     folder = tmp_path_factory.mktemp("objects")
     phantom = make(folder / "series")
-    segmentation = seg.segmentation(phantom.source, phantom.findings, phantom.making)
+    segmentation = seg.segmentation(phantom.source, phantom.lesions, phantom.making)
     report = sr.report(
         phantom.making,
         source=phantom.source,

@@ -20,7 +20,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 from pynetdicom import _config
 
+from service.config import Route
 from service.intake.receive import storage_classes, transfer_syntaxes
+from service.types import Priority
 from tests.integration.receiver import (
     EXPLICIT,
     IMPLICIT,
@@ -252,3 +254,24 @@ def test_a_full_disk_is_a700(tmp_path: Path) -> None:
             assert site.rows() == []
     finally:
         subprocess.run(["umount", str(tmp_path / "spool")], check=True)
+
+
+# --- What is urgent -------------------------------------------------------------------------------------------------
+
+
+def test_how_a_study_comes_says_how_urgent_it_is(tmp_path: Path) -> None:
+    routes = (Route(calling_ae_title="ER_CT", priority="stat"), Route(called_ae_title="NIGHT", priority="low"))
+    studies = {}
+    with running(tmp_path / "site", routes=routes) as site:
+        for calling, called, requested, expected in (
+            ("ER_CT", "OVERREAD", None, Priority.STAT),
+            ("WARD_CT", "NIGHT", "STAT", Priority.LOW),
+            ("WARD_CT", "OVERREAD", "STAT", Priority.STAT),
+            ("WARD_CT", "OVERREAD", None, Priority.ROUTINE),
+        ):
+            made = image(**({"RequestedProcedurePriority": requested} if requested else {}))
+            with associated(site.port, calling=calling, called=called) as association:
+                assert put(association, made) == 0
+            studies[str(made.StudyInstanceUID)] = expected
+        with sqlite3.connect(site.config.store.directory / "overread.sqlite") as database:
+            assert dict(database.execute("SELECT study_uid, priority FROM studies")) == studies

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -52,7 +53,7 @@ def queue(store: Store, result: Dataset) -> int:
     study_uid = delivery.study_instance_uid
     if store.study(study_uid) is None:
         study_uid = ORIGIN
-        uids = {"study_uid": ORIGIN, "series_uid": f"{ORIGIN}.1", "sop_uid": f"{ORIGIN}.1.1", "class_uid": "1.2"}
+        uids: Any = {"study_uid": ORIGIN, "series_uid": f"{ORIGIN}.1", "sop_uid": f"{ORIGIN}.1.1", "class_uid": "1.2"}
         store.keep_instance(**uids, sha256="", path=Path("origin.dcm"), now=time.time())
     store.begin_analysis(study_uid, 0, before=time.time() + 1)
     assert store.save_answers(study_uid, 0, answers={}, deliveries=[delivery])

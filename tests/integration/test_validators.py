@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from service.results import sr
 from service.types import Exclusion, Outcome
 from tests import phantoms
 from tests.integration.validators import dciodvfy, pixelmed, said
-from tests.unit.test_results_identity import objects_of
+from tests.unit.test_results_identity import objects_of, report_of
 from tests.unit.test_results_sr import items
 
 
@@ -31,6 +32,14 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
         segmentation, report = objects_of(phantom)
         made |= {f"seg-{name}": segmentation.content, f"sr-{name}": report.content}
+    for modality in ("CT", "MR"):
+        phantom = phantoms.make(folder / modality, modality=modality)
+        segmentation, report = objects_of(phantoms.with_two_classes(phantom))
+        made |= {f"seg-classes-{modality}": segmentation.content, f"sr-classes-{modality}": report.content}
+        made[f"sr-marks-{modality}"] = report_of(phantoms.with_marks(phantom)).content
+        judged = phantoms.with_judgements(phantom)
+        made[f"sr-judged-{modality}"] = report_of(judged).content
+        made[f"sr-normal-{modality}"] = report_of(replace(judged, findings=())).content
     for outcome in (Outcome.NO_FINDINGS, Outcome.UNSUITABLE, Outcome.FAILED):
         report = sr.report(
             phantom.making,
@@ -55,8 +64,14 @@ def _strip(dataset: Dataset, _: int) -> None:
         delattr(dataset, keyword)
 
 
-SEGMENTATIONS = ["seg-one", "seg-two", "seg-bare"]
-REPORTS = ["sr-one", "sr-two", "sr-bare", "sr-no_findings", "sr-unsuitable", "sr-failed"]
+KINDS = [f"{kind}-{modality}" for kind in ("classes", "marks", "judged", "normal") for modality in ("CT", "MR")]
+SEGMENTATIONS = ["seg-one", "seg-two", "seg-bare", "seg-classes-CT", "seg-classes-MR"]
+REPORTS = ["sr-one", "sr-two", "sr-bare", "sr-no_findings", "sr-unsuitable", "sr-failed", *(f"sr-{k}" for k in KINDS)]
+# Ten seconds each: each kind once, and both modalities.
+OF_PIXELMED = [
+    "sr-one", "sr-two", "sr-no_findings", "sr-unsuitable",
+    "sr-classes-CT", "sr-classes-MR", "sr-marks-CT", "sr-judged-MR", "sr-normal-MR",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SEGMENTATIONS + REPORTS)
@@ -64,7 +79,7 @@ def test_dciodvfy_finds_no_error(objects: dict[str, Path], name: str) -> None:
     assert dciodvfy(objects[name]) == []
 
 
-@pytest.mark.parametrize("name", ["sr-one", "sr-two", "sr-no_findings", "sr-unsuitable"])  # ten seconds each
+@pytest.mark.parametrize("name", OF_PIXELMED)
 def test_pixelmed_finds_no_error(objects: dict[str, Path], name: str) -> None:
     assert pixelmed(objects[name]) == []
 
@@ -86,6 +101,16 @@ def _no_segment(dataset: Dataset) -> None:
     group.ContentSequence = [i for i in group.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue != "121191"]
 
 
+def _on_no_image(dataset: Dataset) -> None:
+    """A rectangle that is drawn on no image."""
+    del next(items(dataset, "111030")).ContentSequence
+
+
+def _no_value(dataset: Dataset) -> None:
+    """A coded finding that does not say which one."""
+    del next(items(dataset, "121071")).ConceptCodeSequence
+
+
 def _unknown_procedure(dataset: Dataset) -> None:
     next(items(dataset, "121058")).ConceptCodeSequence[0].CodeValue = "77477000"  # CT, but not of CID 100
 
@@ -97,6 +122,8 @@ def _unknown_procedure(dataset: Dataset) -> None:
         ("sr-one", _drop("CompletionFlag"), dciodvfy),
         ("sr-two", _no_segment, pixelmed),
         ("sr-no_findings", _unknown_procedure, pixelmed),
+        ("sr-marks-CT", _on_no_image, pixelmed),
+        ("sr-judged-MR", _no_value, dciodvfy),
     ],
 )
 def test_the_validators_find_a_planted_fault(

@@ -9,17 +9,20 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import dcmread
 
-from service.analysis.findings import _diameters, find
+from service.analysis.findings import find
 from service.analysis.infer import infer
-from service.analysis.onnx import OnnxBackend
+from service.analysis.lesions import _diameters
 from service.analysis.resample import Grid, greatest
-from service.analysis.schedule import Scheduler, Stream
+from service.analysis.schedule import Scheduler
 from service.analysis.select import select
 from service.analysis.volume import read_volume
+from service.analysis.waiting import Stream
 from service.demo.phantom_dicom import write_series
 from service.intake.study import group, read_instance
+from service.models import model_of
 from service.spec import read_spec
-from service.types import Finding, Model, SourceVolume
+from service.types import Lesion, SourceVolume
+from tests.bare import BareBackend
 from tests.toys import bright_phantom, write_model
 
 Vector = NDArray[np.float64]
@@ -45,21 +48,20 @@ GRIDS = {
 }
 
 
-def _analyse(folder: Path, models: Path, *, orientation: str = "LPS") -> tuple[SourceVolume, tuple[Finding, ...]]:
+def _analyse(folder: Path, models: Path, *, orientation: str = "LPS") -> tuple[SourceVolume, tuple[Lesion, ...]]:
     model = write_model(models, orientation=orientation)
     spec = read_spec(model)
     (study,) = group(read_instance(path) for path in folder.iterdir())
     source = read_volume(select(study, spec).series)
-    backend = OnnxBackend()
-    backend.load(Model(spec=spec, folder=model, weights_sha256=""))
-    scheduler = Scheduler(backend)
+    scheduler = Scheduler(BareBackend())
     try:
+        scheduler.add(model_of(spec, model, models))
         prediction = infer(source, spec, scheduler, stream=Stream(), progress=lambda **_: None)
     finally:
         scheduler.close()
-    findings, dropped = find(prediction, source, spec, tracking_uid=str)
+    findings, dropped = find(prediction, source, spec, tracking_uid=lambda channel, place: f"{channel} {place}")
     assert dropped == 0
-    return source, findings
+    return source, tuple(finding for finding in findings if isinstance(finding, Lesion))
 
 
 @pytest.mark.parametrize("grid", GRIDS)

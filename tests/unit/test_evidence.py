@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from service import evidence
-from service.types import Answer, Evidence, Exclusion, Outcome, Picture, ResultObject, Selection
-from tests.phantoms import make
+from service.show import findings_table
+from service.types import Answer, Evidence, Exclusion, Lesion, Outcome, Picture, ResultObject, Selection
+from tests.phantoms import Phantom, make, with_judgements, with_marks
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,7 @@ def test_the_api_sees_plain_values_and_no_patient(answer: Answer) -> None:
     assert told["excluded"] == [{"series_uid": "1.2.9", "reason": "localizers only"}]
     assert (told["dropped"], told["notes"], told["seconds"]) == (3, ["odd"], {"infer": 1.235})
     first, finding = told["findings"][0], answer.findings[0]
+    assert isinstance(finding, Lesion)
     assert first["slice"] == finding.key_slice + 1, "people count from 1"
     np.testing.assert_allclose(first["centroid_lps_mm"], finding.centroid_lps_mm, atol=0.05)
     assert first["volume_ml"] == pytest.approx(finding.volume_ml, abs=0.0005)
@@ -131,3 +133,56 @@ def test_the_api_sees_plain_values_and_no_patient(answer: Answer) -> None:
 def test_an_answer_without_a_series_is_told_too(answer: Answer) -> None:
     told = evidence.as_json(replace(answer, selection=None, findings=(), objects=(), outcome=Outcome.UNSUITABLE))
     assert (told["series_uid"], told["why"], told["objects"], told["outcome"]) == (None, None, [], "unsuitable")
+
+
+def _told(phantom: Phantom, answer: Answer) -> list[dict[str, Any]]:
+    told = evidence.as_json(replace(answer, findings=phantom.findings, pictures=(), model=phantom.making.model.spec))
+    findings: list[dict[str, Any]] = json.loads(json.dumps(told))["findings"]
+    return findings
+
+
+def test_each_kind_of_finding_is_told_with_what_it_has(answer: Answer, tmp_path: Path) -> None:
+    phantom = make(tmp_path)
+    common = {"kind", "number", "tracking_uid", "finding", "site", "probability", "slice", "picture"}
+    (lesion, _), (box, _, point), (said, _) = (
+        _told(each, answer) for each in (phantom, with_marks(phantom), with_judgements(phantom))
+    )
+    assert lesion.keys() - common == {
+        "volume_ml", "long_axis_mm", "short_axis_mm", "mean", "centroid_lps_mm", "extent_lps_mm"
+    }  # fmt: skip
+    assert [each["kind"] for each in (lesion, box, point, said)] == ["lesion", "mark", "mark", "judgement"]
+    # The box of slices 1 to 5, rows 6 to 18, columns 10 to 18: its middle is (3, 12, 14).
+    assert (
+        box.items()
+        >= {
+            "finding": "Lesion",
+            "site": "Liver",
+            "probability": 0.85,
+            "slice": 4,
+            "centre_lps_mm": [-109.3, -70.7, 317.5],
+            "size_mm": [12.5, 10.4, 7.2],
+            "picture": None,
+        }.items()
+    )
+    assert point["size_mm"] is None
+    assert said.items() >= {"finding": "Glioma", "site": "Brain", "level": "series", "slice": 8}.items()
+    assert said.keys() - common == {"level"}
+
+
+def _rows(findings: list[dict[str, Any]]) -> list[list[str]]:
+    """The table's cells, row by row."""
+    answer = {"model": "m", "findings": findings, "outcome": "findings", "reason": ""}
+    columns = [list(column.cells) for column in findings_table([answer]).columns]
+    return [[str(cell) for cell in row] for row in zip(*columns, strict=True)]
+
+
+def test_the_table_shows_each_kind_of_finding(answer: Answer, tmp_path: Path) -> None:
+    phantom = make(tmp_path)
+    (lesion, _), (box, _, point), (said, _) = (
+        _rows(_told(each, answer)) for each in (phantom, with_marks(phantom), with_judgements(phantom))
+    )
+    assert lesion[:4] == ["m", "1", "Lesion", "Liver"]
+    assert all(lesion[4:])
+    assert box == ["m", "1", "Lesion", "Liver", "", "7 x 10 x 12", "-109, -71, 318", "4", "0.85"]
+    assert point[4:] == ["", "", "-96, -74, 323", "6", "0.65"]
+    assert said == ["m", "1", "Glioma", "Brain", "", "", "", "8", "0.85"]

@@ -1,4 +1,4 @@
-"""A map becomes findings: each rule drops what it says, and each measurement is the one done by hand."""
+"""A map becomes lesions: each rule drops what it says, and each measurement is the one done by hand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from service.analysis.findings import find
 from service.spec import FindingRules, ModelSpec
-from service.types import Finding, Point, Prediction, SourceVolume
-from tests.phantoms import LESION, LIVER, Phantom, make
+from service.types import Finding, Lesion, MapPrediction, Point, SourceVolume
+from tests.phantoms import LESION_CLASS, NODULE_CLASS, Phantom, make
 
 SHAPE = (12, 30, 40)
 SPACING = (3.0, 0.5, 2.0)  # of slices, rows, columns: a voxel holds 3 mm3
@@ -46,14 +46,24 @@ def _find(
     start: Sequence[int] = (0, 0, 0),
     threshold: float = 0.5,
     **rules: Any,
-) -> tuple[tuple[Finding, ...], int]:
+) -> tuple[tuple[Lesion, ...], int]:
     stage = phantom.making.model.spec.stages[0].model_copy(update={"threshold": threshold})
     spec: ModelSpec = phantom.making.model.spec.model_copy(
-        update={"stages": (stage,), "findings": FindingRules(finding=LESION, site=LIVER, **rules)}
+        update={"stages": (stage,), "findings": FindingRules(**rules)}
     )
     a, b, c = (slice(s, s + n) for s, n in zip(start, probability.shape, strict=True))
-    prediction = Prediction(probability=probability, box=(a, b, c), seconds={})
-    return find(prediction, _source(phantom), spec, tracking_uid=lambda p: f"at {p[0]:g}")
+    prediction = MapPrediction(probability=probability[None], box=(a, b, c), seconds={})
+    return _lesions(find(prediction, _source(phantom), spec, tracking_uid=_uid))
+
+
+def _lesions(found: tuple[tuple[Finding, ...], int]) -> tuple[tuple[Lesion, ...], int]:
+    findings, dropped = found
+    return tuple(finding for finding in findings if isinstance(finding, Lesion)), dropped
+
+
+def _uid(channel: int, place: Point | None) -> str:
+    assert place is not None
+    return f"{channel} at {place[0]:g} {place[1]:g} {place[2]:g}"
 
 
 def _map(*parts: tuple[tuple[int, ...], float]) -> NDArray[np.float32]:
@@ -82,8 +92,8 @@ def test_a_block_measures_what_a_ruler_says(phantom: Phantom) -> None:
     assert finding.mask.shape == (3, 8, 4)
     assert finding.mask.all()
     assert finding.key_slice == 2, "the first of the slices that are equal"
-    assert finding.tracking_uid == "at 33"
-    assert (finding.finding, finding.site) == (LESION, LIVER)
+    assert finding.tracking_uid == "0 at 33 26.75 109"
+    assert finding.kind == LESION_CLASS
 
 
 def test_the_axes_of_a_cross_run_from_edge_to_edge(phantom: Phantom) -> None:
@@ -198,15 +208,50 @@ def test_what_a_rule_dropped_is_not_counted(phantom: Phantom) -> None:
     assert (len(findings), dropped) == (1, 1)
 
 
-def test_a_tracking_uid_is_asked_for_by_the_centroid(phantom: Phantom) -> None:
-    asked: list[Point] = []
-    probability = _map(((1, 2, 2, 1, 1, 1), 0.7))
-    prediction = Prediction(probability=probability, box=(slice(0, 12), slice(0, 30), slice(0, 40)), seconds={})
+# --- Names, and several classes -------------------------------------------------------------------------------------
 
-    def uid(place: Point) -> str:
-        asked.append(place)
-        return "1.2.3"
 
-    ((finding,), _) = find(prediction, _source(phantom), phantom.making.model.spec, tracking_uid=uid)
-    assert asked == [finding.centroid_lps_mm]
-    assert finding.tracking_uid == "1.2.3"
+def _of_two(phantom: Phantom, *maps: NDArray[np.float32], **rules: Any) -> tuple[tuple[Lesion, ...], int]:
+    """What is found in the maps of two classes, of which the second one's is channel 1."""
+    spec = phantom.making.model.spec.model_copy(
+        update={"classes": (LESION_CLASS, NODULE_CLASS), "findings": FindingRules(**rules)}
+    )
+    prediction = MapPrediction(probability=np.stack(maps), box=(slice(0, 12), slice(0, 30), slice(0, 40)), seconds={})
+    return _lesions(find(prediction, _source(phantom), spec, tracking_uid=_uid))
+
+
+def test_a_tracking_uid_is_asked_for_by_the_class_and_the_centroid(phantom: Phantom) -> None:
+    ((one, other), _) = _of_two(phantom, _map(((1, 2, 2, 1, 1, 1), 0.7)), _map(((1, 2, 2, 1, 1, 1), 0.6)))
+    x, y, z = one.centroid_lps_mm
+    assert one.tracking_uid == f"0 at {x:g} {y:g} {z:g}"
+    assert other.tracking_uid == f"1 at {x:g} {y:g} {z:g}"
+
+
+def test_a_ball_within_a_shell_has_a_tracking_uid_of_its_own(phantom: Phantom) -> None:
+    shell = _map(((4, 4, 4, 5, 5, 5), 0.6))
+    shell[5:8, 5:8, 5:8] = 0
+    shell[6, 6, 6] = 0.9
+    ball, around = _find(phantom, shell)[0]
+    assert ball.centroid_lps_mm == pytest.approx(around.centroid_lps_mm)
+    assert (ball.tracking_uid, around.tracking_uid) == ("0 at 2 23 118", "0 at 2 23 119")
+
+
+def test_classes_are_found_each_by_itself_and_numbered_together(phantom: Phantom) -> None:
+    """Blocks of two classes that overlap stay two; the numbers run over all classes by probability."""
+    one = _map(((2, 5, 5, 2, 4, 4), 0.7), ((8, 5, 5, 1, 2, 2), 0.95))
+    other = _map(((2, 7, 7, 2, 4, 4), 0.8))
+    findings, dropped = _of_two(phantom, one, other)
+    assert dropped == 0
+    assert [(f.number, f.kind.channel, round(f.probability, 2)) for f in findings] == [
+        (1, 0, 0.95),
+        (2, 1, 0.8),
+        (3, 0, 0.7),
+    ]
+    assert [int(f.mask.sum()) for f in findings] == [4, 32, 32]
+
+
+def test_the_least_probable_of_any_class_are_dropped(phantom: Phantom) -> None:
+    one = _map(((2, 5, 5, 2, 4, 4), 0.7))
+    other = _map(((2, 7, 7, 2, 4, 4), 0.8), ((8, 7, 7, 2, 4, 4), 0.6))
+    findings, dropped = _of_two(phantom, one, other, maximum_count=2)
+    assert ([f.kind.channel for f in findings], dropped) == ([1, 0], 1)

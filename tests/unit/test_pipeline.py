@@ -5,68 +5,76 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from service import codes, pipeline
-from service.analysis.onnx import OnnxBackend
-from service.analysis.schedule import LOOKAHEAD, Scheduler
+from service.analysis import faults
+from service.analysis.schedule import Scheduler
 from service.analysis.volume import read_volume
-from service.errors import BackendError, BackendTimeout, BackendUnavailable, ContractBroken, EncodingError, OutOfMemory
+from service.errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ContractBroken,
+    EncodingError,
+    OutOfMemory,
+    Superseded,
+)
 from service.evidence import as_json
 from service.intake.study import group, read_instance
+from service.models import model_of
 from service.pipeline import analyse
 from service.results import capture, proof, sr
 from service.spec import read_spec
-from service.types import Answer, Evidence, Model, Outcome, Series, SourceVolume, Study
+from service.types import Answer, Array, Evidence, Lesion, Model, Outcome, Series, SourceVolume, Study
+from tests.bare import BareBackend
 from tests.toys import Ball, bright_study, write_model
 
 PARTS = {"doing": "running it", "found": "nothing good", "rule": "it runs", "way_out": "mend it"}
-MAY_PASS = [BackendUnavailable(**PARTS), BackendTimeout(**PARTS), OutOfMemory(**PARTS)]
-FINAL: list[Exception] = [ContractBroken(**PARTS), ValueError("Mustermann^Erika"), MemoryError()]
+MAY_PASS = [BackendUnavailable(**PARTS), OutOfMemory(**PARTS)]
+# What hangs does so alone too: the scheduler finds that out, and then it is final.
+FINAL: list[Exception] = [
+    BackendTimeout(**PARTS),
+    ContractBroken(**PARTS),
+    ValueError("Mustermann^Erika"),
+    MemoryError(),
+]
 FIRST, SECOND = "bright", "other"
 
 
-class Backend:
-    """The real one, which records the order of calls and raises for one network where it is told to."""
+class Backend(BareBackend):
+    """A bare one, which records the order of calls and raises for one network where it is told to."""
 
     name = "onnxruntime CPU"
-    slots = 1
 
     def __init__(self) -> None:
-        self._real = OnnxBackend(threads=1)
+        super().__init__()
         self.calls: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.dark = False
         self.first: Callable[[], None] = lambda: None
 
-    def load(self, model: Model) -> None:
-        self._real.load(model)
-
-    def infer(self, network: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def infer(self, network: str, patches: Sequence[Array]) -> tuple[Array, ...]:
         if not self.calls:
             self.first()
         self.calls.append(network)
         if network in self.errors:
             raise self.errors[network]
-        answer = self._real.infer(network, batch)
-        return np.zeros_like(answer) if self.dark else answer
+        answers = super().infer(network, patches)
+        return tuple(np.zeros_like(answer) for answer in answers) if self.dark else answers
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
     folder = tmp_path_factory.mktemp("models")
-    return [
-        Model(spec=read_spec(made), folder=made, weights_sha256="0" * 64)
-        for made in (write_model(folder, FIRST), write_model(folder, SECOND))
-    ]
+    return [model_of(read_spec(write_model(folder, name)), folder / name, folder) for name in (FIRST, SECOND)]
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +90,22 @@ def study(studied: tuple[Study, Ball]) -> Study:
     return studied[0]
 
 
-@pytest.fixture
-def backend(models: list[Model]) -> Backend:
-    made = Backend()
-    for model in models:
-        made.load(model)
-    return made
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a backend that is away."""
+    monkeypatch.setattr(faults, "PATIENCE_SECONDS", 0.0)
 
 
 @pytest.fixture
-def scheduler(backend: Backend) -> Iterator[Scheduler]:
+def backend() -> Backend:
+    return Backend()
+
+
+@pytest.fixture
+def scheduler(backend: Backend, models: list[Model]) -> Iterator[Scheduler]:
     made = Scheduler(backend)
+    for model in models:
+        made.add(model)
     yield made
     made.close()
 
@@ -134,6 +147,7 @@ def test_each_model_finds_the_ball_and_has_its_objects(
     for answer in evidence.answers:
         assert answer.outcome is Outcome.FINDINGS
         (finding,) = answer.findings
+        assert isinstance(finding, Lesion)
         np.testing.assert_allclose(finding.centroid_lps_mm, ball.centre_lps_mm, atol=0.5)
         assert [made.sop_class_uid for made in answer.objects] == [SegmentationStorage, Comprehensive3DSRStorage]
         assert [picture.finding for picture in answer.pictures] == [1]
@@ -152,14 +166,14 @@ def test_the_models_run_at_the_same_time(
     def both_wait() -> None:
         turn = threading.Event()
         for _ in range(5000):
-            if {job.network for job in list(scheduler._jobs)} == {FIRST, SECOND}:
+            if scheduler._waiting.networks() == {FIRST, SECOND}:
                 return
             turn.wait(0.002)
 
     backend.first = both_wait
     _analyse(study, models, scheduler)
     calls = backend.calls
-    assert calls.count(FIRST) == calls.count(SECOND) > 2 * LOOKAHEAD
+    assert calls.count(FIRST) == calls.count(SECOND) > 2 * 3
     for name in (FIRST, SECOND):
         other = SECOND if name == FIRST else FIRST
         assert calls.index(other) < len(calls) - calls[::-1].index(name) - 1
@@ -209,7 +223,7 @@ def test_a_model_that_breaks_is_answered_as_failed_and_stops_no_other(
     assert (broken.outcome, broken.findings, broken.pictures) == (Outcome.FAILED, (), ())
     report = _report(broken)
     assert codes.FAILED.value in _words(report)
-    reason = "running it: nothing good" if isinstance(error, BackendError) else f"({type(error).__name__})"
+    reason = "nothing good" if isinstance(error, BackendError) else f"({type(error).__name__})"
     assert reason in broken.reason
     (record,) = [record for record in caplog.records if record.getMessage() == "model.failed"]
     assert "Mustermann" not in broken.reason + _words(report) + json.dumps(getattr(record, "fields", {}))
@@ -234,6 +248,30 @@ def test_what_is_final_is_the_answer_at_the_first_try(
     backend.errors[SECOND] = error
     whole, broken = _analyse(study, models, scheduler, last_try=False).answers
     assert (whole.outcome, broken.outcome) == (Outcome.FINDINGS, Outcome.FAILED)
+
+
+def test_a_model_that_could_not_be_loaded_is_answered_as_failed(
+    study: Study, models: list[Model], backend: Backend
+) -> None:
+    scheduler = Scheduler(backend)
+    scheduler.add(models[0])
+    network = models[1].networks[0]
+    with pytest.raises(ContractBroken):
+        scheduler.add(replace(models[1], networks=(replace(network, file=Path("gone.onnx")),)))
+    whole, broken = _analyse(study, models, scheduler).answers
+    scheduler.close()
+    assert (whole.outcome, broken.outcome) == (Outcome.FINDINGS, Outcome.FAILED)
+    assert "loading other" in broken.reason
+
+
+def test_a_superseded_study_is_answered_by_nobody(
+    study: Study, models: list[Model], backend: Backend, scheduler: Scheduler
+) -> None:
+    cancelled = threading.Event()
+    backend.first = lambda: scheduler.cancel(cancelled)
+    with pytest.raises(Superseded):
+        analyse(study, models, scheduler, progress=_quiet, cancelled=cancelled)
+    assert len(backend.calls) <= 2
 
 
 # --- Studies that are not suitable ----------------------------------------------------------------------------------

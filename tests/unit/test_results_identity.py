@@ -38,18 +38,22 @@ KINDS: tuple[identity.Kind, ...] = ("SEG", "SR")
 
 def objects_of(phantom: Phantom) -> tuple[ResultObject, ResultObject]:
     """The phantom's SEG and SR."""
-    segmentation = seg.segmentation(phantom.source, phantom.findings, phantom.making)
-    report = sr.report(
+    segmentation = seg.segmentation(phantom.source, phantom.lesions, phantom.making)
+    return segmentation, report_of(phantom, segmentation)
+
+
+def report_of(phantom: Phantom, segmentation: ResultObject | None = None) -> ResultObject:
+    """The phantom's SR; with the SEG, where it has lesions."""
+    return sr.report(
         phantom.making,
         source=phantom.source,
         findings=phantom.findings,
-        outcome=Outcome.FINDINGS,
+        outcome=Outcome.FINDINGS if phantom.findings else Outcome.NO_FINDINGS,
         reason="",
         dropped=0,
         excluded=(),
         segmentation=segmentation,
     )
-    return segmentation, report
 
 
 def read(made: ResultObject) -> Dataset:
@@ -95,12 +99,31 @@ def test_uids_change_with_the_sources_but_not_with_their_order(tmp_path: Path) -
 
 def test_tracking_uid_is_the_place_and_not_the_rank(tmp_path: Path) -> None:
     phantom = phantoms.make(tmp_path)
-    place = phantom.findings[0].centroid_lps_mm
+    place = phantom.lesions[0].centroid_lps_mm
     near = (place[0] + 1e-4, place[1], place[2])
     far = (place[0] + 3, place[1], place[2])
-    uids = [identity.tracking_uid(phantom.source.series, "a", where) for where in (place, near, far)]
+    uids = [identity.tracking_uid(phantom.source.series, "a", 0, where) for where in (place, near, far)]
     assert uids[0] == uids[1] != uids[2]
-    assert identity.tracking_uid(phantom.source.series, "b", place) != uids[0]
+    assert identity.tracking_uid(phantom.source.series, "b", 0, place) != uids[0]
+
+
+def test_tracking_uids_of_two_classes_in_one_place_differ(tmp_path: Path) -> None:
+    series = phantoms.make(tmp_path).source.series
+    uids = {identity.tracking_uid(series, "a", channel, where) for channel in range(3) for where in ((1, 2, 3), None)}
+    assert len(uids) == 6
+
+
+def test_tracking_uids_of_the_first_class_are_those_that_were_given_before_there_were_others(tmp_path: Path) -> None:
+    series = phantoms.make(tmp_path).source.series
+    given = identity.tracking_uid(series, "ct-liver-lesion", 0, (-12.4, 30.6, 99.0))
+    assert given == "2.25.230824812389486738603521071425917218976"
+
+
+def test_tracking_uids_of_what_has_no_place_hold_for_the_images(tmp_path: Path) -> None:
+    series = phantoms.make(tmp_path).source.series
+    fewer = replace(series, instances=series.instances[1:])
+    uids = [identity.tracking_uid(each, "a", 0, None) for each in (series, series, fewer)]
+    assert uids[0] == uids[1] != uids[2]
 
 
 def test_objects_carry_the_patient_the_study_and_their_makers(tmp_path: Path) -> None:

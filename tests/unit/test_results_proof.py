@@ -14,13 +14,14 @@ from pydicom import Dataset
 from service.errors import EncodingError
 from service.results import sr
 from service.results.proof import prove
-from service.types import Outcome, ResultObject
+from service.types import Mark, Outcome, ResultObject
 from tests import phantoms
 from tests.phantoms import Phantom
-from tests.unit.test_results_identity import objects_of, read
+from tests.unit.test_results_identity import objects_of, read, report_of
 from tests.unit.test_results_sr import items
 
 Fault = Callable[[Dataset], None]
+ORIENTATIONS = [phantoms.AXIAL, phantoms.CORONAL, phantoms.SAGITTAL, phantoms.OBLIQUE]
 
 
 def planted(made: ResultObject, fault: Fault) -> ResultObject:
@@ -39,9 +40,7 @@ def phantom(tmp_path: Path) -> Phantom:
 
 @pytest.mark.parametrize("lesions", [1, 2])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    "orientation", [phantoms.AXIAL, phantoms.CORONAL, phantoms.SAGITTAL, phantoms.OBLIQUE], ids=str
-)
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
 def test_good_objects_pass(tmp_path: Path, orientation: tuple[float, ...], reverse: bool, lesions: int) -> None:
     phantom = phantoms.make(tmp_path, orientation=orientation, reverse=reverse, lesions=lesions)
     prove(phantom.source, phantom.findings, objects_of(phantom), phantom.making)
@@ -52,6 +51,22 @@ def test_a_finding_on_a_single_slice_passes(phantom: Phantom) -> None:
     mask[7, 20:23, 30:34] = True
     single = replace(phantom, findings=(phantoms.finding_of(phantom.source, mask, 1),))
     prove(single.source, single.findings, objects_of(single), single.making)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
+@pytest.mark.parametrize("kind", [phantoms.with_two_classes, phantoms.with_marks, phantoms.with_judgements])
+def test_good_objects_of_every_kind_pass(
+    tmp_path: Path, kind: Callable[[Phantom], Phantom], orientation: tuple[float, ...], modality: str
+) -> None:
+    phantom = kind(phantoms.make(tmp_path, orientation=orientation, spacing=(2.5, 0.8, 0.7), modality=modality))
+    objects = objects_of(phantom) if phantom.lesions else (report_of(phantom),)
+    prove(phantom.source, phantom.findings, objects, phantom.making)
+
+
+def test_a_box_on_a_single_slice_passes(phantom: Phantom) -> None:
+    flat = replace(phantom, findings=(phantoms.mark_of(phantom.source, (4, 5, 5), (4, 15, 10), 1),))
+    prove(flat.source, flat.findings, (report_of(flat),), flat.making)
 
 
 def test_odd_frame_sizes_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +238,109 @@ def _group_lost(dataset: Dataset) -> None:
     del dataset.ContentSequence[-2].ContentSequence[0]
 
 
+def _other_type(dataset: Dataset) -> None:
+    dataset.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue = "108369006"
+
+
+def _other_category(dataset: Dataset) -> None:
+    dataset.SegmentSequence[0].SegmentedPropertyCategoryCodeSequence[0].CodeValue = "85756007"
+
+
+def _other_region(dataset: Dataset) -> None:
+    dataset.SegmentSequence[1].AnatomicRegionSequence[0].CodeValue = "39607008"
+
+
+def _other_finding(dataset: Dataset) -> None:
+    next(items(dataset, "121071")).ConceptCodeSequence[0].CodeValue = "108369006"
+
+
+def _other_scheme(dataset: Dataset) -> None:
+    next(items(dataset, "121071")).ConceptCodeSequence[0].CodingSchemeDesignator = "99X"
+
+
+def _other_site(dataset: Dataset) -> None:
+    next(items(dataset, "363698007")).ConceptCodeSequence[0].CodeValue = "64033007"
+
+
+def _other_finding_category(dataset: Dataset) -> None:
+    next(items(dataset, "276214006")).ConceptCodeSequence[0].CodeValue = "85756007"
+
+
+def _sure(dataset: Dataset) -> None:
+    _number(dataset, "111012").NumericValue = 99
+
+
+def _no_number(dataset: Dataset) -> None:
+    _number(dataset, "111012").NumericValue = "NaN"
+
+
+def _said_twice(dataset: Dataset) -> None:
+    for container in ("126010", "C0034375"):
+        for measurements in items(dataset, container):
+            again = [i for i in measurements.ContentSequence if list(items(i, "112040"))][:1]
+            measurements.ContentSequence.extend(again)
+
+
+def _left_out(dataset: Dataset) -> None:
+    for container in ("126010", "C0034375"):
+        for measurements in items(dataset, container):
+            ours = [i for i in measurements.ContentSequence if list(items(i, "112040"))][:1]
+            measurements.ContentSequence = [i for i in measurements.ContentSequence if i not in ours]
+
+
+def _region(dataset: Dataset, index: int) -> Dataset:
+    return list(items(dataset, "111030"))[index]
+
+
+def _drawn(index: int, change: Callable[[list[float]], list[float]]) -> Fault:
+    def fault(dataset: Dataset) -> None:
+        region = _region(dataset, index)
+        region.GraphicData = change(list(region.GraphicData))
+
+    return fault
+
+
+def _as_multipoint(dataset: Dataset) -> None:
+    _region(dataset, 0).GraphicType = "MULTIPOINT"
+
+
+def _point_as_line(dataset: Dataset) -> None:
+    _region(dataset, 2).GraphicType = "POLYLINE"
+
+
+def _other_width(dataset: Dataset) -> None:
+    _number(dataset, "103355008").NumericValue = 12
+
+
+def _other_depth(dataset: Dataset) -> None:
+    _number(dataset, "131197000").NumericValue = 12
+
+
+def _without_height(dataset: Dataset) -> None:
+    group = next(items(dataset, "125007"))
+    group.ContentSequence = [i for i in group.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue != "121207"]
+
+
+def _point_with_a_width(dataset: Dataset) -> None:
+    groups = list(items(dataset, "125007"))
+    groups[2].ContentSequence.append(next(items(groups[0], "103355008")))
+
+
+def _decided_by_another(dataset: Dataset) -> None:
+    images = [item.ReferencedSOPSequence[0] for item in items(dataset, "260753009")]
+    decided = next(items(dataset, "121112")).ReferencedSOPSequence[0]
+    decided.ReferencedSOPInstanceUID = images[0].ReferencedSOPInstanceUID
+
+
+def _decided_by_a_stranger(dataset: Dataset) -> None:
+    next(items(dataset, "121112")).ReferencedSOPSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+
+
+def _decided_by_none(dataset: Dataset) -> None:
+    item = next(i for i in items(dataset, "121071") if "ContentSequence" in i)
+    item.ContentSequence = [i for i in item.ContentSequence if i.ValueType != "IMAGE"]
+
+
 def _denied(dataset: Dataset) -> None:
     next(items(dataset, "111017")).ConceptCodeSequence[0].CodeValue = "111241"
 
@@ -251,6 +369,9 @@ def _denied(dataset: Dataset) -> None:
         (_stranger, "unknown instances, one is 1.2.3"),
         (_neighbour, "away from the image"),
         (_cut_off, "while decoding it"),
+        (_other_type, "SegmentedPropertyTypeCodeSequence of segment 1 is 108369006 SCT and not 52988006 SCT"),
+        (_other_category, "SegmentedPropertyCategoryCodeSequence of segment 1"),
+        (_other_region, "AnatomicRegionSequence of segment 2"),
     ],
 )
 def test_faults_of_a_segmentation_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
@@ -273,8 +394,13 @@ def test_faults_of_a_segmentation_are_caught(phantom: Phantom, fault: Fault, fou
         (_source_for_segment, "another's segment"),
         (_tracked_otherwise, "unknown Tracking UID"),
         (_another_slice, "on another slice"),
-        (_group_lost, "while decoding it"),
+        (_group_lost, "without its Volume"),
         (_denied, "the summary 111241 for 2 findings"),
+        (_other_finding, "Finding of finding 1 is 108369006 SCT and not 52988006 SCT"),
+        (_other_scheme, "Finding of finding 1 is 52988006 99X and not 52988006 SCT"),
+        (_other_finding_category, "Finding category of finding 1"),
+        (_other_site, "Finding Site of finding 1"),
+        (_sure, "Certainty of Finding of finding 1 is 99 and not 85"),
     ],
 )
 def test_faults_of_a_report_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
@@ -283,6 +409,100 @@ def test_faults_of_a_report_are_caught(phantom: Phantom, fault: Fault, found: st
         prove(phantom.source, phantom.findings, (segmentation, planted(report, fault)), phantom.making)
     assert found in caught.value.found
     _says_nothing_of_the_patient(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")  # one of the faults
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (_drawn(0, lambda d: [x + 1 for x in d]), "finding 1 drawn 1.06 mm off"),  # 0.7 and 0.8 mm
+        (_drawn(0, lambda d: [y for x in np.reshape(d, (-1, 2)) for y in (x[1], x[0])]), "mm off"),  # rows for columns
+        (_drawn(0, lambda d: [*d[:4], d[4], d[5] + 1, *d[6:]]), "finding 1 drawn 0.80 mm off"),  # one corner
+        (_drawn(0, lambda d: d[:-2]), "finding 1 drawn with 4 points"),
+        (_drawn(1, lambda d: [-x for x in d]), "finding 2 drawn"),
+        (_drawn(2, lambda d: [d[0] - 1, d[1]]), "finding 3 drawn 0.70 mm off"),
+        (_drawn(2, lambda d: [d[0], d[1] + 0.7]), "finding 3 drawn 0.56 mm off"),
+        (_drawn(2, lambda d: [float("nan"), d[1]]), "finding 3 drawn"),
+        (_as_multipoint, "finding 1 drawn as MULTIPOINT"),
+        (_point_as_line, "finding 3 drawn as POLYLINE"),
+        (_another_slice, "finding 1 on another slice"),
+        (_other_width, "Width of finding 1"),
+        (_other_depth, "Depth of finding 1"),
+        (_without_height, "finding 1 without its Height"),
+        (_point_with_a_width, "finding 3 with a Width"),
+        (_sure, "Certainty of Finding of finding 1"),
+        (_no_number, "Certainty of Finding of finding 1"),
+        (_other_finding, "Finding of finding 1"),
+        (_other_site, "Finding Site of finding 1"),
+        (_tracked_otherwise, "unknown Tracking UID"),
+        (_said_twice, "finding 1 said 2 times"),
+        (_left_out, "finding 1 said 0 times"),
+        (_denied, "the summary 111241 for 3 findings"),
+    ],
+)
+def test_faults_of_marks_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
+    marked = phantoms.with_marks(phantom)
+    with pytest.raises(EncodingError) as caught:
+        prove(marked.source, marked.findings, (planted(report_of(marked), fault),), marked.making)
+    assert found in caught.value.found
+    _says_nothing_of_the_patient(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("moved", "off"),
+    [((1.0, 0.0, 0.0), "1.00"), ((0.0, 0.0, 2.5), "1.25")],  # across the slices, half a slice is no fault
+)
+def test_a_mark_whose_images_lie_elsewhere_is_caught(
+    phantom: Phantom, moved: tuple[float, float, float], off: str
+) -> None:
+    """The places are read by the images' own attributes, not by the volume that the mark was measured on."""
+    marked = phantoms.with_marks(phantom)
+    for instance in marked.source.ordered:
+        instance.header.ImagePositionPatient = [
+            float(value) + by for value, by in zip(instance.header.ImagePositionPatient, moved, strict=True)
+        ]
+    with pytest.raises(EncodingError, match=rf"drawn {off} mm off"):
+        prove(marked.source, marked.findings, (report_of(marked),), marked.making)
+
+
+def test_a_box_off_its_centre_is_caught(phantom: Phantom) -> None:
+    marked = phantoms.with_marks(phantom)
+    first = marked.findings[0]
+    assert isinstance(first, Mark)
+    x, y, z = first.centre_lps_mm
+    moved = (replace(first, centre_lps_mm=(x, y + 2, z)), *marked.findings[1:])
+    with pytest.raises(EncodingError, match=r"finding 1 drawn 2\.00 mm off"):
+        prove(marked.source, moved, (report_of(marked),), marked.making)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (_other_finding, "Finding of finding 1 is 108369006 SCT and not 393564001 SCT"),
+        (_other_site, "Finding Site of finding 1"),
+        (_sure, "Certainty of Finding of finding 1 is 99 and not 85"),
+        (_decided_by_another, "finding 1 by another image"),
+        (_decided_by_none, "finding 1 by another image"),
+        (_decided_by_a_stranger, "unknown instances, one is 1.2.3"),
+        (_tracked_otherwise, "unknown Tracking UID"),
+        (_said_twice, "finding 1 said 2 times"),
+        (_left_out, "finding 1 said 0 times"),
+        (_denied, "the summary 111241 for 2 findings"),
+    ],
+)
+def test_faults_of_judgements_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
+    judged = phantoms.with_judgements(phantom)
+    with pytest.raises(EncodingError) as caught:
+        prove(judged.source, judged.findings, (planted(report_of(judged), fault),), judged.making)
+    assert found in caught.value.found
+    _says_nothing_of_the_patient(caught.value)
+
+
+def test_a_finding_that_nobody_found_is_caught(phantom: Phantom) -> None:
+    """A positive report of what the model took for normal."""
+    judged = phantoms.with_judgements(phantom)
+    with pytest.raises(EncodingError, match="unknown Tracking UID"):
+        prove(judged.source, (), (report_of(judged),), judged.making)
 
 
 def test_bytes_that_are_no_dicom_are_caught(phantom: Phantom) -> None:

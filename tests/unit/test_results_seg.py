@@ -34,9 +34,9 @@ def test_geometry_round_trip(
     tmp_path: Path, orientation: tuple[float, ...], spacing: tuple[float, float, float], reverse: bool
 ) -> None:
     phantom = phantoms.make(tmp_path, orientation=orientation, spacing=spacing, reverse=reverse)
-    made = hd.seg.Segmentation.from_dataset(read(seg.segmentation(phantom.source, phantom.findings, phantom.making)))
+    made = hd.seg.Segmentation.from_dataset(read(seg.segmentation(phantom.source, phantom.lesions, phantom.making)))
     volume = made.get_volume(combine_segments=False)
-    for finding in phantom.findings:
+    for finding in phantom.lesions:
         # Slice by slice, by the images the frames refer to ...
         whole = np.zeros(phantom.source.volume.spatial_shape, bool)
         whole[finding.box] = finding.mask
@@ -49,8 +49,8 @@ def test_geometry_round_trip(
 
 def test_frames_are_only_where_a_finding_is_and_have_their_image_s_position(tmp_path: Path) -> None:
     phantom = phantoms.make(tmp_path)
-    made = read(seg.segmentation(phantom.source, phantom.findings, phantom.making))
-    assert made.NumberOfFrames == sum(int(f.mask.any(axis=(1, 2)).sum()) for f in phantom.findings)
+    made = read(seg.segmentation(phantom.source, phantom.lesions, phantom.making))
+    assert made.NumberOfFrames == sum(int(f.mask.any(axis=(1, 2)).sum()) for f in phantom.lesions)
     positions = {i.sop_instance_uid: i.header.ImagePositionPatient for i in phantom.source.ordered}
     for frame in made.PerFrameFunctionalGroupsSequence:
         (image,) = frame.DerivationImageSequence[0].SourceImageSequence
@@ -59,10 +59,10 @@ def test_frames_are_only_where_a_finding_is_and_have_their_image_s_position(tmp_
 
 def test_a_segment_says_what_it_is(tmp_path: Path) -> None:
     phantom = phantoms.make(tmp_path)
-    made = read(seg.segmentation(phantom.source, phantom.findings, phantom.making))
+    made = read(seg.segmentation(phantom.source, phantom.lesions, phantom.making))
     assert (made.Modality, made.SegmentationType, made.SegmentsOverlap) == ("SEG", "BINARY", "NO")
     assert made.ContentDescription == "Research use only, not for diagnosis"
-    for finding, segment in zip(phantom.findings, made.SegmentSequence, strict=True):
+    for finding, segment in zip(phantom.lesions, made.SegmentSequence, strict=True):
         assert segment.SegmentNumber == finding.number
         assert segment.SegmentLabel == segment.TrackingID == f"Lesion {finding.number}"
         assert segment.TrackingUID == finding.tracking_uid
@@ -91,3 +91,33 @@ def test_more_findings_than_a_byte_counts(tmp_path: Path) -> None:
     made = hd.seg.Segmentation.from_dataset(read(seg.segmentation(phantom.source, findings, phantom.making)))
     assert made.number_of_segments == 300
     assert _masks(phantom.source, made, 300).sum() == 1
+
+
+def test_segments_of_two_classes_say_each_its_own(tmp_path: Path) -> None:
+    phantom = phantoms.with_two_classes(phantoms.make(tmp_path))
+    made = read(seg.segmentation(phantom.source, phantom.lesions, phantom.making))
+    assert [
+        (
+            segment.SegmentedPropertyTypeCodeSequence[0].CodeValue,
+            segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue,
+            segment.AnatomicRegionSequence[0].CodeValue,
+            hd.color.CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb(),
+            segment.SegmentLabel,
+        )
+        for segment in made.SegmentSequence
+    ] == [
+        ("52988006", "49755003", "10200004", (230, 159, 0), "Lesion 1"),
+        ("27925004", "91723000", "39607008", (0, 114, 178), "Nodule 2"),
+    ]
+
+
+def test_findings_of_two_classes_may_overlap(tmp_path: Path) -> None:
+    phantom = phantoms.with_two_classes(phantoms.make(tmp_path))
+    whole = np.zeros((2, *phantom.source.volume.spatial_shape), bool)
+    for mask, finding in zip(whole, phantom.lesions, strict=True):
+        mask[finding.box] = finding.mask
+    assert (whole[0] & whole[1]).any(), "else this shows nothing"
+    made = hd.seg.Segmentation.from_dataset(read(seg.segmentation(phantom.source, phantom.lesions, phantom.making)))
+    assert made.SegmentsOverlap == "YES"
+    for mask, finding in zip(whole, phantom.lesions, strict=True):
+        assert (_masks(phantom.source, made, finding.number) == mask).all()

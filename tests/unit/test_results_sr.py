@@ -19,7 +19,7 @@ from service.results.groups import outline
 from service.types import Exclusion, Instance, Outcome, Series
 from tests import phantoms
 from tests.phantoms import Phantom
-from tests.unit.test_results_identity import objects_of, read
+from tests.unit.test_results_identity import objects_of, read, report_of
 
 
 def items(dataset: Dataset, concept: str) -> Iterator[Dataset]:
@@ -61,7 +61,7 @@ def test_a_finding_is_reported_with_all_its_numbers(tmp_path: Path) -> None:
     assert (report.VerificationFlag, report.CompletionFlag) == ("UNVERIFIED", "COMPLETE")
     groups = list(items(report, "125007"))
     assert [group.ContentTemplateSequence[0].TemplateIdentifier for group in groups] == ["1411", *["1410"] * 3] * 2
-    for number, finding in enumerate(phantom.findings):
+    for number, finding in enumerate(phantom.lesions):
         ours = groups[4 * number : 4 * number + 4]
         for group in ours:
             assert finding.tracking_uid == next(items(group, "112040")).UID
@@ -96,7 +96,7 @@ def test_coordinates_stand_on_the_key_slice(tmp_path: Path) -> None:
     phantom = phantoms.make(tmp_path)
     report = read(objects_of(phantom)[1])
     for finding, (outer, long_axis, short_axis) in zip(
-        phantom.findings, np.reshape(list(items(report, "111030")), (2, 3)), strict=True
+        phantom.lesions, np.reshape(list(items(report, "111030")), (2, 3)), strict=True
     ):
         key_image = phantom.source.ordered[finding.key_slice].sop_instance_uid
         for region in (outer, long_axis, short_axis):
@@ -109,6 +109,118 @@ def test_coordinates_stand_on_the_key_slice(tmp_path: Path) -> None:
         for region, line in ((long_axis, finding.long_axis), (short_axis, finding.short_axis)):
             ends = [(column + 0.5, row + 0.5) for _, row, column in line]
             assert np.reshape(region.GraphicData, (2, 2)) == pytest.approx(np.array(ends))
+
+
+def numbers_of(group: Dataset) -> dict[str, tuple[float, str]]:
+    """Value and unit of each number of a group, by the concept."""
+    return {
+        item.ConceptNameCodeSequence[0].CodeValue: (
+            float(item.MeasuredValueSequence[0].NumericValue),
+            item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue,
+        )
+        for item in group.ContentSequence
+        if item.ValueType == "NUM"
+    }
+
+
+def test_classes_are_told_apart(tmp_path: Path) -> None:
+    report = read(objects_of(phantoms.with_two_classes(phantoms.make(tmp_path)))[1])
+    groups = list(items(report, "125007"))
+    assert [
+        tuple(code(next(items(group, concept))) for concept in ("121071", "276214006", "363698007")) for group in groups
+    ] == [("52988006", "49755003", "10200004")] * 4 + [("27925004", "91723000", "39607008")] * 4
+    assert "It looks for: Lesion (Liver), Nodule (Lung)." in texts(report)
+
+
+def test_the_mean_is_reported_of_ct_only(tmp_path: Path) -> None:
+    for modality, said in (("CT", True), ("MR", False)):
+        report = read(objects_of(phantoms.make(tmp_path / modality, modality=modality))[1])
+        assert bool(list(items(report, "112031"))) is said
+        assert ("[hnsf'U]" in str(report)) is said
+        procedure = code(next(items(report, "121058")))
+        assert procedure == {"CT": "25045-6", "MR": "25056-3"}[modality]
+
+
+def test_a_box_is_a_closed_rectangle_on_the_slice_in_its_middle(tmp_path: Path) -> None:
+    phantom = phantoms.with_marks(phantoms.make(tmp_path, spacing=(2.5, 0.8, 0.7)))
+    report = read(report_of(phantom))
+    groups = list(items(report, "125007"))
+    assert [group.ContentTemplateSequence[0].TemplateIdentifier for group in groups] == ["1410"] * 3
+    finding, group = phantom.findings[0], groups[0]
+    (region,) = items(group, "111030")
+    # The first ellipsoid has slices 1 to 5, rows 6 to 18 and columns 10 to 18 of the phantom.
+    assert region.GraphicType == "POLYLINE"
+    assert np.reshape(region.GraphicData, (-1, 2)).tolist() == [[10, 6], [19, 6], [19, 19], [10, 19], [10, 6]]
+    reference = region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert reference == phantom.source.ordered[3].sop_instance_uid
+    assert numbers_of(group) == {
+        "103355008": (pytest.approx(9 * 0.7), "mm"),
+        "121207": (pytest.approx(13 * 0.8), "mm"),
+        "131197000": (pytest.approx(5 * 2.5), "mm"),
+        "111012": (85, "%"),
+    }
+    assert finding.tracking_uid == next(items(group, "112040")).UID
+    assert next(items(group, "112039")).TextValue == "Lesion 1"
+    assert next(items(group, "111001")).TextValue == "phantom-lesion"
+
+
+def test_a_point_has_coordinates_and_no_size(tmp_path: Path) -> None:
+    phantom = phantoms.with_marks(phantoms.make(tmp_path))
+    group = list(items(read(report_of(phantom)), "125007"))[-1]
+    (region,) = items(group, "111030")
+    assert region.GraphicType == "POINT"
+    assert list(region.GraphicData) == [31.0, 8.75], "a pixel's centre lies at a half"
+    reference = region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert reference == phantom.source.ordered[5].sop_instance_uid
+    assert list(numbers_of(group)) == ["111012"]
+    assert [code(next(items(group, concept))) for concept in ("121071", "363698007")] == ["27925004", "39607008"]
+
+
+def test_a_box_on_a_single_slice_has_no_depth(tmp_path: Path) -> None:
+    phantom = phantoms.make(tmp_path)
+    flat = replace(phantom, findings=(phantoms.mark_of(phantom.source, (4, 5, 5), (4, 15, 10), 1),))
+    (group,) = items(read(report_of(flat)), "125007")
+    assert sorted(numbers_of(group)) == ["103355008", "111012", "121207"]
+
+
+def test_a_judgement_is_a_coded_finding_without_coordinates(tmp_path: Path) -> None:
+    """In the Qualitative Evaluations: a measurement group without coordinates is what OHIF stumbles over."""
+    phantom = phantoms.with_judgements(phantoms.make(tmp_path, modality="MR"))
+    report = read(report_of(phantom))
+    assert not list(items(report, "125007"))
+    assert "SCOORD" not in str(report)
+    (evaluations,) = items(report, "C0034375")
+    said = [item for item in evaluations.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "121071"]
+    assert [code(item) for item in said] == ["393564001", "1156424001"]
+    for item, finding in zip(said, phantom.findings, strict=True):
+        certainty, unit = numbers_of(item)["111012"]
+        assert certainty == pytest.approx(finding.probability * 100)
+        assert unit == "%"
+        assert code(next(items(item, "363698007"))) == "12738006"
+        assert finding.tracking_uid == next(items(item, "112040")).UID
+        assert next(items(item, "111001")).TextValue == "phantom-lesion"
+        assert next(items(item, "111003")).TextValue == "1.2.0"
+        (image,) = items(item, "121112")
+        assert image.RelationshipType == "INFERRED FROM"
+        key_image = phantom.source.ordered[finding.key_slice].sop_instance_uid
+        assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == key_image
+    assert code(next(items(report, "111017"))) == "111242"
+    assert "Glioma 1 (Brain), 85 %. Slice 8: said of the series; this image decided." in texts(report)
+
+
+def test_an_image_s_judgement_is_said_of_it_alone(tmp_path: Path) -> None:
+    phantom = phantoms.with_judgements(phantoms.make(tmp_path))
+    said = phantoms.judgement_of(phantom.source, 1, phantoms.GLIOMA_CLASS, level="image", key_slice=3)
+    report = read(report_of(replace(phantom, findings=(said,))))
+    assert "Slice 4: said of this image alone." in texts(report)
+
+
+def test_a_classification_that_finds_nothing_says_what_it_looked_for(tmp_path: Path) -> None:
+    phantom = replace(phantoms.with_judgements(phantoms.make(tmp_path)), findings=())
+    report = read(report_of(phantom))
+    assert code(next(items(report, "111017"))) == "111241"
+    assert not list(items(report, "121071"))
+    assert "It looks for: Glioma (Brain), Meningioma (Brain)." in texts(report), "and not for what is normal"
 
 
 @pytest.mark.parametrize(

@@ -1,261 +1,488 @@
-"""All patches pass one place: fairly, the urgent first, never far ahead; each error goes to the one who waits."""
+"""What the scheduler does with the patches of many models and studies; counts, never times."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from service.analysis.schedule import LOOKAHEAD, Patch, Scheduler, Stream
-from service.errors import BackendUnavailable, ContractBroken, OutOfMemory
-from service.types import Backend, Model
+from service.analysis import faults
+from service.analysis.schedule import Scheduler
+from service.analysis.waiting import Stream
+from service.errors import (
+    BackendCrashed,
+    BackendTimeout,
+    BackendUnavailable,
+    ContractBroken,
+    NetworkFails,
+    OutOfMemory,
+    Stopping,
+    Superseded,
+    TooLarge,
+)
+from service.types import Array, Priority
+from tests.fake_backend import GIB, FakeBackend, envelope, model, patch
 
-SECONDS = 20.0  # longest wait of a test that would else hang
-
-
-class FakeBackend:
-    """Answers a patch with itself plus one, in the order that it records; waits at a gate before each."""
-
-    name = "fake"
-
-    def __init__(self, *, slots: int = 1, gated: bool = False) -> None:
-        self.slots = slots
-        self.calls: list[str] = []
-        self.shapes: list[tuple[int, ...]] = []
-        self.began = threading.Semaphore(0)
-        self.errors: dict[str, Exception] = {}
-        self._gate = threading.Semaphore(0) if gated else None
-        self._lock = threading.Lock()
-
-    def load(self, model: Model) -> None:
-        """Nothing to load."""
-
-    def infer(self, network: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        with self._lock:
-            self.calls.append(network)
-            self.shapes.append(batch.shape)
-        self.began.release()
-        if self._gate:
-            assert self._gate.acquire(timeout=SECONDS)
-        if network in self.errors:
-            raise self.errors[network]
-        return batch + 1
-
-    def go(self, count: int = 1) -> None:
-        """Let so many calls through."""
-        assert self._gate
-        self._gate.release(count)
-
-
-def _patches(count: int, first: int = 0) -> Iterator[Patch]:
-    return (np.full((1, 2, 2, 2), first + n, np.float32) for n in range(count))
-
-
-def _values(answers: Iterator[Patch]) -> list[float]:
-    return [float(answer.flat[0]) for answer in answers]
+Asked = Future[list[float]]
+Ask = Callable[..., Asked]
+PARTS = {"doing": "running", "found": "what a test wants", "rule": "none", "way_out": "none"}
 
 
 @pytest.fixture
-def opened() -> Iterator[Callable[[FakeBackend], Scheduler]]:
+def made() -> Iterator[list[Scheduler]]:
+    """Schedulers to be closed at the end."""
     schedulers: list[Scheduler] = []
-
-    def open_it(backend: FakeBackend) -> Scheduler:
-        held: Backend = backend  # it is one
-        schedulers.append(Scheduler(held))
-        return schedulers[-1]
-
-    yield open_it
+    yield schedulers
     for scheduler in schedulers:
-        backend = scheduler.backend
-        assert isinstance(backend, FakeBackend)
-        if backend._gate:
-            backend.go(1000)
         scheduler.close()
 
 
-Opened = Callable[[FakeBackend], Scheduler]
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as threads:
+        yield threads
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-def test_answers_come_in_the_order_of_the_patches(slots: int, opened: Opened) -> None:
-    backend = FakeBackend(slots=slots)
-    answers = opened(backend).map(Stream(), "net", _patches(40))
-    assert _values(answers) == [n + 1 for n in range(40)]
-    assert backend.shapes == [(1, 1, 2, 2, 2)] * 40
+class Bench:
+    """A scheduler over a fake backend, and studies that ask it."""
+
+    def __init__(self, backend: FakeBackend, pool: ThreadPoolExecutor, *networks: str) -> None:
+        self.backend, self.pool = backend, pool
+        self.scheduler = Scheduler(backend)
+        for network in networks:
+            self.scheduler.add(model(network))
+
+    def ask(self, network: str, numbers: range, stream: Stream | None = None) -> Asked:
+        """Ask for patches, as a study does, in a thread of its own; the future has the answers."""
+
+        def work() -> list[float]:
+            answers = self.scheduler.map(stream or Stream(), network, (patch(number) for number in numbers))
+            return [float(output[0, 0]) for (output,) in answers]
+
+        return self.pool.submit(work)
+
+    def wait_for_waiting(self, count: int) -> None:
+        """Wait until so many patches wait."""
+        for _ in range(2000):
+            if len(self.scheduler._waiting) >= count:
+                return
+            threading.Event().wait(0.005)
+        raise AssertionError(len(self.scheduler._waiting))
 
 
-def test_no_patches_give_no_answers(opened: Opened) -> None:
-    assert list(opened(FakeBackend()).map(Stream(), "net", _patches(0))) == []
+@pytest.fixture
+def bench(made: list[Scheduler], pool: ThreadPoolExecutor) -> Callable[..., Bench]:
+    def make(*networks: str, **settings: object) -> Bench:
+        result = Bench(FakeBackend(**settings), pool, *networks)  # type: ignore[arg-type]
+        made.append(result.scheduler)
+        return result
+
+    return make
 
 
-def test_a_stream_takes_no_more_patches_than_agreed_ahead_of_its_reader(opened: Opened) -> None:
-    taken = 0
-
-    def counted() -> Iterator[Patch]:
-        nonlocal taken
-        for patch in _patches(30):
-            taken += 1
-            yield patch
-
-    answers = opened(FakeBackend()).map(Stream(), "net", counted())
-    for read, _ in enumerate(answers, start=1):
-        assert taken <= read + LOOKAHEAD
-    assert taken == 30
+def doubled(numbers: range) -> list[float]:
+    return [2.0 * number for number in numbers]
 
 
-def test_streams_take_turns(opened: Opened) -> None:
-    """A long stream that came first, and has its patches waiting, leaves every other turn to a short one."""
-    backend = FakeBackend(gated=True)
-    scheduler = opened(backend)
-    with ThreadPoolExecutor(2) as pool:
-        long = pool.submit(lambda: _values(scheduler.map(Stream(), "long", _patches(12))))
-        assert backend.began.acquire(timeout=SECONDS)
-        short = pool.submit(lambda: _values(scheduler.map(Stream(), "short", _patches(4))))
-        _wait(lambda: len(scheduler._jobs) == 2 * LOOKAHEAD + 1)
-        for done in range(1, 16):
-            backend.go()
-            assert backend.began.acquire(timeout=SECONDS)
-            # Each reader hands in its next patch before the next call may end: the order is one of choice, not luck.
-            _wait(lambda: _settled(scheduler, backend, {"long": 12, "short": 4}))
-            assert len(backend.calls) == done + 1
-        backend.go()
-        assert len(long.result(SECONDS)) == 12
-        assert short.result(SECONDS) == [1, 2, 3, 4]
-    assert backend.calls == ["long", "short"] * 4 + ["long"] * 8
+# --- In order -------------------------------------------------------------------------------------------------------
 
 
-def _settled(scheduler: Scheduler, backend: FakeBackend, sizes: dict[str, int]) -> bool:
-    """Whether each stream has as many patches waiting as it may."""
-    waiting = [job.network for job in list(scheduler._jobs)]
-    finished = backend.calls[:-1]
-    running = backend.calls[-1]
-    for name, size in sizes.items():
-        left = size - finished.count(name)
-        held = waiting.count(name) + (running == name)
-        if held < min(left, LOOKAHEAD + 1):
-            return False
-    return True
+def test_each_stream_gets_its_own_answers_in_its_own_order(bench: Callable[..., Bench]) -> None:
+    at = bench("a", "b", slots=3, envelopes={"a": envelope(best=4)})
+    asked = {start: at.ask("ab"[start % 2], range(100 * start, 100 * start + 40)) for start in range(6)}
+    for start, future in asked.items():
+        assert future.result(20) == doubled(range(100 * start, 100 * start + 40))
 
 
-def _wait(until: Callable[[], bool]) -> None:
-    turn = threading.Event()
-    for _ in range(int(SECONDS / 0.002)):
-        if until():
-            return
-        turn.wait(0.002)
-    raise AssertionError("it did not come to that")
+def test_a_stream_is_never_far_ahead_of_its_reader(bench: Callable[..., Bench]) -> None:
+    at = bench("a", slots=2)
+    taken: list[int] = []
+
+    def patches() -> Iterator[Array]:
+        for number in range(100):
+            taken.append(number)
+            yield patch(number)
+
+    answers = at.scheduler.map(Stream(), "a", patches())
+    for read in range(1, 20):
+        next(answers)
+        assert len(taken) <= read + 3
+    answers.close()  # type: ignore[attr-defined]
 
 
-def test_a_stream_that_comes_late_owes_no_turns(opened: Opened) -> None:
-    """It begins at the present turn: it neither waits for all that was before, nor makes up for it."""
-    backend = FakeBackend()
-    scheduler = opened(backend)
-    first, second = Stream(), Stream()
-    assert len(list(scheduler.map(first, "first", _patches(50)))) == 50
-    list(scheduler.map(second, "second", _patches(1)))
-    assert abs(second.turn - first.turn) <= 1
-
-
-def test_a_higher_priority_goes_first_at_the_next_patch(opened: Opened) -> None:
-    backend = FakeBackend(gated=True)
-    scheduler = opened(backend)
-    with ThreadPoolExecutor(2) as pool:
-        usual = pool.submit(lambda: _values(scheduler.map(Stream(), "usual", _patches(4))))
-        assert backend.began.acquire(timeout=SECONDS)
-        _wait(lambda: len(scheduler._jobs) == 3)
-        urgent = pool.submit(lambda: _values(scheduler.map(Stream(priority=-1), "urgent", _patches(3))))
-        _wait(lambda: len(scheduler._jobs) == 6)
-        backend.go(7)
-        assert len(usual.result(SECONDS)) == 4
-        assert len(urgent.result(SECONDS)) == 3
-    assert backend.calls == ["usual", *["urgent"] * 3, *["usual"] * 3]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OutOfMemory(doing="a", found="b", rule="c", way_out="d"),
-        ContractBroken(doing="a", found="b", rule="c", way_out="d"),
-        ValueError("unexpected"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_an_error_reaches_the_one_who_waits_and_nobody_else(error: Exception, opened: Opened) -> None:
-    backend = FakeBackend(slots=2)
-    backend.errors["broken"] = error
-    scheduler = opened(backend)
-    with ThreadPoolExecutor(3) as pool:
-        broken = pool.submit(lambda: _values(scheduler.map(Stream(), "broken", _patches(20))))
-        others = [pool.submit(lambda: _values(scheduler.map(Stream(), "whole", _patches(20)))) for _ in range(2)]
-        with pytest.raises(type(error)) as caught:
-            broken.result(SECONDS)
-        assert caught.value is error
-        assert [len(other.result(SECONDS)) for other in others] == [20, 20]
-    assert backend.calls.count("broken") <= LOOKAHEAD + 1, "what was waiting is not run in vain"
-
-
-def test_an_error_of_the_patches_themselves_reaches_their_reader(opened: Opened) -> None:
-    def patches() -> Iterator[Patch]:
-        yield from _patches(2)
-        raise MemoryError
-
-    scheduler = opened(FakeBackend())
-    with pytest.raises(MemoryError):
-        list(scheduler.map(Stream(), "net", patches()))
-    assert _values(scheduler.map(Stream(), "net", _patches(1))) == [1]
-
-
-def test_a_reader_that_goes_away_leaves_nothing_waiting(opened: Opened) -> None:
-    backend = FakeBackend(gated=True)
-    scheduler = opened(backend)
-    answers = scheduler.map(Stream(), "left", _patches(20))
-    backend.go(1)
+def test_what_nobody_reads_any_more_is_not_run(bench: Callable[..., Bench]) -> None:
+    at = bench("a")
+    answers = at.scheduler.map(Stream(), "a", (patch(number) for number in range(50)))
+    at.backend.hold()
+    at.backend.let_go(1)
     next(answers)
     answers.close()  # type: ignore[attr-defined]
-    backend.go(100)
-    assert _values(scheduler.map(Stream(), "net", _patches(1))) == [1]
-    assert backend.calls.count("left") <= 2
+    assert len(at.scheduler._waiting) == 0
 
 
-def test_closing_frees_those_who_wait(opened: Opened) -> None:
-    backend = FakeBackend(gated=True)
-    scheduler = opened(backend)
-    with ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(lambda: _values(scheduler.map(Stream(), "net", _patches(20)))) for _ in range(2)]
-        assert backend.began.acquire(timeout=SECONDS)
-        _wait(lambda: len(scheduler._jobs) == 2 * (LOOKAHEAD + 1) - 1)
-        closing = pool.submit(scheduler.close)
-        for reader in waiting[:1]:
-            assert not reader.done()
-        backend.go(2)  # what runs is finished
-        closing.result(SECONDS)
-        for reader in waiting:
-            with pytest.raises(BackendUnavailable, match="stopping") as caught:
-                reader.result(SECONDS)
-            assert caught.value.retry
-    assert len(backend.calls) <= 2
+def test_large_patches_are_kept_fewer_than_small_ones(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.analysis.schedule._AHEAD_BYTES", 5 * patch(0).nbytes)
+    at = bench("a", slots=2, envelopes={"a": envelope(best=8)})
+    taken: list[int] = []
+    answers = at.scheduler.map(Stream(), "a", (taken.append(n) or patch(n) for n in range(100)))  # type: ignore[func-returns-value]
+    next(answers)
+    assert len(taken) == 5
+    answers.close()  # type: ignore[attr-defined]
 
 
-def test_a_closed_scheduler_begins_nothing(opened: Opened) -> None:
-    backend = FakeBackend()
-    scheduler = opened(backend)
-    scheduler.close()
+# --- Batches --------------------------------------------------------------------------------------------------------
+
+
+def test_patches_of_different_studies_share_a_batch(bench: Callable[..., Bench]) -> None:
+    at = bench("a", envelopes={"a": envelope(best=4)})
+    at.backend.hold()
+    first = at.ask("a", range(0, 1))
+    at.backend.wait_for(1)
+    others = [at.ask("a", range(10 * n, 10 * n + 1)) for n in (1, 2, 3, 4)]
+    at.wait_for_waiting(4)
+    at.backend.free()
+    assert [f.result(20) for f in (first, *others)] == [[0], [20], [40], [60], [80]]
+    assert [len(values) for _, values in at.backend.batches] == [1, 4]
+
+
+def test_a_batch_waits_a_moment_for_the_patches_that_are_being_cut(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.analysis.schedule._FILL_SECONDS", 5.0)
+    at = bench("a", envelopes={"a": envelope(best=4)})
+
+    def slowly() -> Iterator[Array]:
+        for number in range(8):
+            threading.Event().wait(0.02)
+            yield patch(number)
+
+    assert len(list(at.scheduler.map(Stream(), "a", slowly()))) == 8
+    assert [len(values) for _, values in at.backend.batches] == [4, 4]
+
+
+def test_a_batch_that_nobody_fills_runs_all_the_same(bench: Callable[..., Bench]) -> None:
+    at = bench("a", envelopes={"a": envelope(best=16)})
+    assert at.ask("a", range(3)).result(20) == [0, 2, 4]
+
+
+def test_a_network_that_gains_nothing_by_batches_gets_none(bench: Callable[..., Bench]) -> None:
+    at = bench("a", slots=2)
+    futures = [at.ask("a", range(10)) for _ in range(4)]
+    for future in futures:
+        future.result(20)
+    assert {len(values) for _, values in at.backend.batches} == {1}
+
+
+# --- What is urgent -------------------------------------------------------------------------------------------------
+
+
+def test_an_urgent_study_overtakes_ten_ordinary_ones_at_the_next_patch(bench: Callable[..., Bench]) -> None:
+    at = bench("liver", "lung")
+    at.backend.hold()
+    ordinary = [at.ask("liver", range(100 * n, 100 * n + 12)) for n in range(10)]
+    at.wait_for_waiting(20)
+    at.backend.let_go(3)
+    at.backend.wait_for(4)
+    begun = len(at.backend.batches)
+    urgent = at.ask("lung", range(5000, 5006), Stream(priority=Priority.STAT))
+    at.wait_for_waiting(31)
+    at.backend.free()
+    assert urgent.result(20) == doubled(range(5000, 5006))
+    for number, future in enumerate(ordinary):
+        assert future.result(20) == doubled(range(100 * number, 100 * number + 12)), "ordinary ones finish too"
+    order = [network for network, _ in at.backend.batches]
+    assert order.index("lung") - begun <= 1, "one patch was running when it came, and one may be the others' share"
+    assert sum(network == "liver" for network in order[begun : order.index("lung") + 6]) <= 3
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_networks_that_do_not_fit_together_take_turns(bench: Callable[..., Bench]) -> None:
+    sizes = {"a": envelope(resident=4, batch=2), "b": envelope(resident=4, batch=2)}
+    at = bench("a", "b", slots=2, memory_gib=8, envelopes=sizes)
+    futures = [at.ask(name, range(60)) for name in ("a", "b", "a", "b")]
+    for future in futures:
+        assert future.result(20) == doubled(range(60))
+    assert at.backend.most_bytes <= 8 * GIB
+    changes = len(at.backend.loads) - 2
+    assert changes >= 2, "each gets its turn before the other is done"
+    assert changes <= 240 / 4, "but not at every patch"
+
+
+def test_what_fits_stays(bench: Callable[..., Bench]) -> None:
+    sizes = {name: envelope(resident=1, batch=1) for name in ("a", "b", "c")}
+    at = bench("a", "b", "c", slots=2, memory_gib=6, envelopes=sizes)
+    for future in [at.ask(name, range(20)) for name in ("a", "b", "c", "a")]:
+        future.result(20)
+    assert sorted(at.backend.loads) == ["a", "b", "c"]
+    assert at.backend.unloads == []
+
+
+def test_an_urgent_study_does_not_wait_for_its_networks_turn(bench: Callable[..., Bench]) -> None:
+    sizes = {"a": envelope(resident=4, batch=2), "b": envelope(resident=4, batch=2)}
+    at = bench("b", "a", memory_gib=8, envelopes=sizes)
+    at.backend.hold()
+    ordinary = [at.ask("a", range(50)) for _ in range(3)]
+    at.wait_for_waiting(5)
+    begun = len(at.backend.batches)
+    urgent = at.ask("b", range(1), Stream(priority=Priority.STAT))
+    at.wait_for_waiting(6)
+    at.backend.free()
+    urgent.result(20)
+    assert [network for network, _ in at.backend.batches][begun:].index("b") <= 1
+    for future in ordinary:
+        future.result(20)
+
+
+def test_a_network_too_large_for_the_limit_is_refused_when_it_is_added(bench: Callable[..., Bench]) -> None:
+    at = bench("small", memory_gib=4, envelopes={"large": envelope(resident=3, batch=2)})
+    with pytest.raises(TooLarge, match=r"5\.0 GiB"):
+        at.scheduler.add(model("large"))
+    with pytest.raises(TooLarge):
+        at.scheduler.require("large")
+    assert at.backend.unloads == ["large"]
+    assert at.ask("small", range(3)).result(20) == [0, 2, 4]
+
+
+def test_an_out_of_memory_answer_halves_the_batch_and_no_study_fails(bench: Callable[..., Bench]) -> None:
+    at = bench("a", envelopes={"a": envelope(best=8)})
+    at.backend.fault = lambda network, values: OutOfMemory(**PARTS) if len(values) > 2 else None
+    at.backend.hold()
+    futures = [at.ask("a", range(100 * n, 100 * n + 24)) for n in range(3)]
+    at.wait_for_waiting(20)
+    at.backend.free()
+    for number, future in enumerate(futures):
+        assert future.result(20) == doubled(range(100 * number, 100 * number + 24))
+    sizes = [len(values) for _, values in at.backend.batches]
+    assert sizes.count(8) == 1, "what did not fit once is not tried again"
+    assert sizes.count(4) == 1
+    assert max(sizes[sizes.index(4) + 1 :]) == 2
+
+
+def test_a_patch_that_fits_only_alone_runs_alone(bench: Callable[..., Bench]) -> None:
+    at = bench("a", "big", slots=2)
+    running: list[str] = []
+
+    def fault(network: str, values: list[float]) -> OutOfMemory | None:
+        with at.backend._lock:
+            crowded = len(at.backend._running) > 1
+        running.append(network)
+        return OutOfMemory(**PARTS) if network == "big" and crowded else None
+
+    at.backend.fault = fault
+    futures = [at.ask("a", range(40)), at.ask("big", range(10)), at.ask("a", range(40))]
+    for future, count in zip(futures, (40, 10, 40), strict=True):
+        assert future.result(20) == doubled(range(count))
+
+
+def test_a_patch_that_does_not_fit_even_alone_is_its_studys_error_only(bench: Callable[..., Bench]) -> None:
+    at = bench("a", "big")
+    at.backend.fault = lambda network, values: OutOfMemory(**PARTS) if network == "big" else None
+    good = at.ask("a", range(10))
+    with pytest.raises(OutOfMemory):
+        at.ask("big", range(3)).result(20)
+    assert good.result(20) == doubled(range(10))
+
+
+def test_of_more_networks_than_fit_the_last_ones_are_loaded_at_the_start(bench: Callable[..., Bench]) -> None:
+    sizes = {name: envelope(resident=4, batch=1) for name in ("a", "b", "c")}
+    at = bench("a", "b", "c", memory_gib=9, envelopes=sizes)
+    assert [state.name for state in at.scheduler.states() if state.loaded] == ["b", "c"]
+
+
+def test_a_load_that_finds_no_room_is_tried_again_with_the_others_gone(bench: Callable[..., Bench]) -> None:
+    at = bench("a", memory_gib=10, envelopes={"a": envelope(resident=1), "b": envelope(resident=1)})
+    at.backend.load_fault = lambda network: (
+        OutOfMemory(**PARTS) if network == "b" and "a" in at.backend._loaded else None
+    )
+    at.scheduler.add(model("b"))
+    assert at.backend.unloads == ["a"]
+
+
+# --- What breaks ----------------------------------------------------------------------------------------------------
+
+
+def test_a_suspect_runs_beside_nobody(bench: Callable[..., Bench]) -> None:
+    at = bench("bad", "good", slots=2)
+    crashed = threading.Event()
+
+    def fault(network: str, values: list[float]) -> BackendCrashed | None:
+        if network == "bad" and not crashed.is_set():
+            at.backend.wait_for(2)
+            crashed.set()
+            return BackendCrashed(**PARTS)
+        if len(at.backend.batches) <= 2:
+            crashed.wait(20)
+            threading.Event().wait(0.1)  # in which the suspect could begin
+        return None
+
+    at.backend.fault = fault
+    futures = [at.ask("good", range(1)), at.ask("bad", range(1))]
+    assert crashed.wait(20)
+    futures.append(at.ask("good", range(5)))
+    assert [future.result(20) for future in futures] == [[0], [0], [0, 2, 4, 6, 8]]
+    order = [network for network, _ in at.backend.batches]
+    again = len(order) - 1 - order[::-1].index("bad")
+    assert at.backend.beside[again] == 0
+    assert all(beside == 0 for beside in at.backend.beside[again + 1 : again + 2]), "nor did anybody join it"
+
+
+@pytest.mark.parametrize("error", [BackendCrashed, BackendTimeout])
+def test_the_patch_that_takes_the_runtime_down_fails_and_its_neighbours_do_not(
+    bench: Callable[..., Bench], error: type[BackendCrashed]
+) -> None:
+    at = bench("a", "b", slots=2, envelopes={"a": envelope(best=4)})
+    at.backend.fault = lambda network, values: error(**PARTS) if 13 in values else None
+    good = [at.ask("a", range(100, 120)), at.ask("b", range(200, 220))]
+    bad = at.ask("a", range(10, 20))
+    with pytest.raises(NetworkFails, match="network a"):
+        bad.result(20)
+    assert [future.result(20) for future in good] == [doubled(range(100, 120)), doubled(range(200, 220))]
+    assert [values for _, values in at.backend.batches if 13 in values][-1] == [13], "it was run once more, alone"
+
+
+def test_a_network_that_fails_three_times_in_a_row_is_named_and_run_no_more(bench: Callable[..., Bench]) -> None:
+    at = bench("a", "b")
+    at.backend.fault = lambda network, values: BackendCrashed(**PARTS) if network == "a" else None
+    for _ in range(faults.STRIKES):
+        with pytest.raises(NetworkFails):
+            at.ask("a", range(1)).result(20)
+    begun = len(at.backend.batches)
+    with pytest.raises(NetworkFails):
+        at.ask("a", range(5)).result(20)
+    assert len(at.backend.batches) == begun
+    assert {state.name: bool(state.failing) for state in at.scheduler.states()} == {"a": True, "b": False}
+    assert at.ask("b", range(3)).result(20) == [0, 2, 4]
+
+
+def test_a_study_that_it_answers_takes_a_networks_strikes_back(bench: Callable[..., Bench]) -> None:
+    at = bench("a")
+    at.backend.fault = lambda network, values: BackendCrashed(**PARTS) if 13 in values else None
+    for _ in range(2 * faults.STRIKES):
+        with pytest.raises(NetworkFails):
+            at.ask("a", range(13, 14)).result(20)
+        at.ask("a", range(2)).result(20)
+    assert not at.scheduler.states()[0].failing
+
+
+def test_good_batches_of_studies_that_fail_take_no_strike_back(bench: Callable[..., Bench]) -> None:
+    at = bench("a")
+    at.backend.fault = lambda network, values: BackendCrashed(**PARTS) if 13 in values else None
+    for _ in range(faults.STRIKES):
+        with pytest.raises(NetworkFails):
+            at.ask("a", range(20)).result(20)
+    assert at.scheduler.states()[0].failing
+
+
+def test_after_a_crash_the_networks_are_loaded_again(bench: Callable[..., Bench]) -> None:
+    at = bench("a", "b")
+    crashes = iter([BackendCrashed(**PARTS)])
+    at.backend.fault = lambda network, values: next(crashes, None)
+    assert at.ask("a", range(3)).result(20) == [0, 2, 4]
+    assert at.ask("b", range(3)).result(20) == [0, 2, 4]
+    assert sorted(at.backend.loads) == ["a", "a", "b", "b"]
+
+
+def test_work_waits_for_a_backend_that_is_away(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "PAUSES", (0.01,))
+    at = bench("a", "b", slots=2)
+    away = [BackendUnavailable(**PARTS) for _ in range(10)]
+    at.backend.fault = lambda network, values: away.pop() if away else None
+    futures = [at.ask(name, range(30)) for name in ("a", "b")]
+    for future in futures:
+        assert future.result(20) == doubled(range(30))
+    assert not away
+
+
+def test_after_a_while_the_studies_are_told_that_nobody_answers(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "PAUSES", (0.01,))
+    monkeypatch.setattr(faults, "PATIENCE_SECONDS", 0.05)
+    at = bench("a", "b")
+    at.backend.fault = lambda network, values: BackendUnavailable(**PARTS)
+    for future in [at.ask(name, range(5)) for name in ("a", "b")]:
+        with pytest.raises(BackendUnavailable):
+            future.result(20)
+    at.backend.fault = lambda network, values: None
+    assert at.ask("a", range(5)).result(20) == doubled(range(5)), "later ones are tried anew"
+
+
+def test_any_other_error_reaches_the_one_who_asked(bench: Callable[..., Bench]) -> None:
+    at = bench("a", "b")
+    at.backend.fault = lambda network, values: ContractBroken(**PARTS) if network == "a" else None
+    good = at.ask("b", range(10))
+    with pytest.raises(ContractBroken):
+        at.ask("a", range(10)).result(20)
+    assert good.result(20) == doubled(range(10))
+
+
+def test_two_models_may_share_a_network_but_not_describe_it_differently(bench: Callable[..., Bench]) -> None:
+    at = bench("a")
+    at.scheduler.add(model("a", name="other"))
+    assert at.backend.loads == ["a"]
+    wrong = model("a", name="wrong")
+    changed = wrong.networks[0].outputs[0].model_copy(update={"name": "another"})
+    from dataclasses import replace
+
+    with pytest.raises(ContractBroken, match="another model"):
+        at.scheduler.add(replace(wrong, networks=(replace(wrong.networks[0], outputs=(changed,)),)))
+    at.scheduler.require("other")
+    with pytest.raises(ContractBroken):
+        at.scheduler.require("wrong")
+
+
+def test_a_model_that_could_not_be_loaded_for_now_is_loaded_when_it_is_asked(bench: Callable[..., Bench]) -> None:
+    at = bench()
+    at.backend.load_fault = lambda network: BackendUnavailable(**PARTS)
     with pytest.raises(BackendUnavailable):
-        list(scheduler.map(Stream(), "net", _patches(1)))
-    assert backend.calls == []
+        at.scheduler.add(model("a"))
+    at.backend.load_fault = lambda network: None
+    at.scheduler.require("a")
+    assert at.ask("a", range(3)).result(20) == [0, 2, 4]
 
 
-def test_several_slots_work_at_once(opened: Opened) -> None:
-    backend = FakeBackend(slots=2, gated=True)
-    scheduler = opened(backend)
-    with ThreadPoolExecutor(1) as pool:
-        reader = pool.submit(lambda: _values(scheduler.map(Stream(), "net", _patches(4))))
-        for _ in range(2):
-            assert backend.began.acquire(timeout=SECONDS)
-        assert len(backend.calls) == 2
-        backend.go(4)
-        assert reader.result(SECONDS) == [1, 2, 3, 4]
+# --- The end --------------------------------------------------------------------------------------------------------
+
+
+def test_a_superseded_study_gives_its_place_to_the_others(bench: Callable[..., Bench]) -> None:
+    at = bench("a")
+    at.backend.hold()
+    superseded = threading.Event()
+    old = [at.ask("a", range(100 * n, 100 * n + 50), Stream(cancelled=superseded)) for n in (1, 2)]
+    other = at.ask("a", range(5))
+    at.wait_for_waiting(7)
+    at.scheduler.cancel(superseded)
+    begun = len(at.backend.batches)
+    at.backend.free()
+    for future in old:
+        with pytest.raises(Superseded):
+            future.result(20)
+    assert other.result(20) == doubled(range(5))
+    assert len(at.backend.batches) - begun <= 5
+
+
+def test_a_stopping_scheduler_refuses_what_waits_and_closes_the_backend(bench: Callable[..., Bench]) -> None:
+    at = bench("a")
+    at.backend.hold()
+    future = at.ask("a", range(20))
+    at.wait_for_waiting(2)
+    at.scheduler.close()
+    with pytest.raises(Stopping):
+        future.result(20)
+    with pytest.raises(Stopping):
+        at.ask("a", range(1)).result(20)
+    assert at.backend.closed
+
+
+def test_no_thread_is_left_behind() -> None:
+    before = threading.active_count()
+    scheduler = Scheduler(FakeBackend(slots=3))
+    assert threading.active_count() == before + 3
+    scheduler.close()
+    assert threading.active_count() == before

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from service.store import Store
 from service.tables import database_url
-from service.types import Delivery, DeliveryState, Kept, StudyState
+from service.types import Delivery, DeliveryState, Kept, Priority, StudyState
 
 STUDY = "1.2.3"
 CONFIRMED, UNCONFIRMED, REFUSED = DeliveryState.CONFIRMED, DeliveryState.UNCONFIRMED, DeliveryState.REFUSED
@@ -42,7 +42,15 @@ def store(url: str) -> Iterator[Store]:
     made.close()
 
 
-def _keep(store: Store, sop: str = "1", *, sha: str = "a", now: float = 100.0, study: str = STUDY) -> Kept:
+def _keep(
+    store: Store,
+    sop: str = "1",
+    *,
+    sha: str = "a",
+    now: float = 100.0,
+    study: str = STUDY,
+    priority: Priority = Priority.ROUTINE,
+) -> Kept:
     return store.keep_instance(
         study_uid=study,
         series_uid=f"{study}.1",
@@ -51,6 +59,7 @@ def _keep(store: Store, sop: str = "1", *, sha: str = "a", now: float = 100.0, s
         sha256=sha,
         path=Path(f"{sop}.dcm"),
         now=now,
+        priority=priority,
     )
 
 
@@ -177,7 +186,7 @@ def test_a_study_is_claimed_once(store: Store) -> None:
     assert store.due_studies(now=200.0, lease_seconds=60) == []
     assert store.begin_analysis(STUDY, 0, before=200.0)
     assert not store.begin_analysis(STUDY, 0, before=200.0)
-    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0)]
+    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0, Priority.ROUTINE)]
 
 
 def test_an_instance_between_look_and_claim_prevents_the_claim(store: Store) -> None:
@@ -311,14 +320,18 @@ def test_a_delivery_remembers_its_attempts_and_the_last_reason(store: Store) -> 
 def test_what_is_due_is_given_out_once_until_its_lease_ends(store: Store) -> None:
     _analysing(store)
     assert store.is_analysing(STUDY, 0)
-    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0)]
+    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0, Priority.ROUTINE)]
     assert store.due_studies(now=259.0, lease_seconds=60) == []
-    assert store.due_studies(now=260.0, lease_seconds=60) == [(STUDY, 0, 0)], "its workflow may have been lost"
+    assert store.due_studies(now=260.0, lease_seconds=60) == [(STUDY, 0, 0, Priority.ROUTINE)], (
+        "its workflow may have been lost"
+    )
     store.postpone_study(STUDY, 0, until=500.0)
     assert store.due_studies(now=499.0, lease_seconds=60) == []
-    assert store.due_studies(now=500.0, lease_seconds=60) == [(STUDY, 0, 1)]
+    assert store.due_studies(now=500.0, lease_seconds=60) == [(STUDY, 0, 1, Priority.ROUTINE)]
     store.release()
-    assert store.due_studies(now=501.0, lease_seconds=60) == [(STUDY, 0, 1)], "a start waits for no lease"
+    assert store.due_studies(now=501.0, lease_seconds=60) == [(STUDY, 0, 1, Priority.ROUTINE)], (
+        "a start waits for no lease"
+    )
     _keep(store, "late", now=600.0)
     assert not store.is_analysing(STUDY, 0)
     assert store.due_studies(now=9999.0, lease_seconds=60) == [], "it is receiving again"
@@ -399,3 +412,33 @@ def _write(task: tuple[str, int]) -> list[Kept]:
         )
     store.close()
     return kepts
+
+
+# --- What is urgent -------------------------------------------------------------------------------------------------
+
+
+def test_the_most_urgent_instance_counts_for_its_study(store: Store) -> None:
+    _keep(store, "1", priority=Priority.LOW)
+    _keep(store, "2", priority=Priority.STAT)
+    _keep(store, "3")
+    assert store.begin_analysis(STUDY, 0, before=200.0)
+    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0, Priority.STAT)]
+
+
+def test_a_repeat_by_an_urgent_way_makes_a_waiting_study_urgent(store: Store) -> None:
+    _keep(store)
+    assert _keep(store, priority=Priority.STAT) is Kept.SAME
+    store.begin_analysis(STUDY, 0, before=200.0)
+    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0, Priority.STAT)]
+
+
+def test_tables_of_an_older_version_get_the_column_they_lack(store: Store, url: str) -> None:
+    _keep(store)
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE studies DROP COLUMN priority"))
+    engine.dispose()
+    store.create_tables()
+    store.create_tables()  # and again: it is there now
+    store.begin_analysis(STUDY, 0, before=200.0)
+    assert store.due_studies(now=200.0, lease_seconds=60) == [(STUDY, 0, 0, Priority.ROUTINE)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,12 @@ from highdicom import PatientOrientationValuesBiped as Direction
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from service.analysis.answers import Maps
+from service.analysis.axes import Axes
+from service.analysis.layout import Map
 from service.analysis.resample import Grid, bounds, greatest, resample, whole
-from service.analysis.windows import Axes, Map, Windows
-from service.spec import Stage
+from service.analysis.windows import Windows
+from service.stage import Stage
 
 Array = NDArray[np.float32]
 AS_STORED = (Direction.H, Direction.P, Direction.L)  # axial slices from the feet on, supine
@@ -51,10 +56,19 @@ def _middle(patch: Array, stage: Stage) -> Array:
     return patch[:, a, b, c]
 
 
+def _answered_by(windows: Windows, answers: Iterable[Array]) -> Map:
+    """The one map of the stage's own channel: [slices, rows, columns]."""
+    maps = Maps(windows, (windows.stage.channel,))
+    for answer in answers:
+        maps.take((answer,))
+    found = maps.result()
+    assert found.probability is not None
+    (probability,) = found.probability
+    return replace(found, probability=probability)
+
+
 def _run(windows: Windows, stage: Stage) -> Map:
-    for patch in windows:
-        windows.take(_middle(patch, stage))
-    return windows.result()
+    return _answered_by(windows, (_middle(patch, stage) for patch in windows))
 
 
 def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
@@ -102,9 +116,7 @@ def test_every_voxel_of_the_image_is_answered(case: str) -> None:
     stage = _stage(_triple([n + 2 * reach for n in out]), out, overlap=overlap)
     grid = Grid(shape=shape, spacing_mm=(1.7, 0.6, 1.0))
     windows = _windows(_noise(shape), stage, grid=grid)
-    for _ in range(len(windows)):
-        windows.take(np.ones((1, *out), np.float32))
-    found = windows.result()
+    found = _answered_by(windows, [np.ones((1, *out), np.float32)] * len(windows))
     assert found.probability is not None
     np.testing.assert_allclose(found.probability, 1.0, rtol=1e-6)
     low, high = found.grid.edges(whole(found.grid.shape))
@@ -117,9 +129,7 @@ def test_windows_that_overlap_are_averaged() -> None:
     stage = _stage((4, 4, 4), (4, 4, 4), overlap=0.5)
     windows = _windows(np.zeros((6, 4, 4), np.float32), stage)
     assert len(windows) == 2
-    for value in (0.2, 0.6):
-        windows.take(np.full((1, 4, 4, 4), value, np.float32))
-    found = windows.result()
+    found = _answered_by(windows, [np.full((1, 4, 4, 4), value, np.float32) for value in (0.2, 0.6)])
     assert found.probability is not None
     np.testing.assert_allclose(found.probability[:, 0, 0], [0.2, 0.2, 0.4, 0.4, 0.6, 0.6], atol=1e-6)
     np.testing.assert_array_equal(found.mask[:, 0, 0], [0, 0, 0, 0, 1, 1])
@@ -190,7 +200,7 @@ def test_an_empty_region_runs_nothing_and_finds_nothing() -> None:
     windows = _windows(np.ones(SHAPE, np.float32), stage, region=_region(SHAPE))
     assert len(windows) == 0
     assert list(windows) == []
-    found = windows.result()
+    found = _answered_by(windows, [])
     assert found.probability is not None
     assert not found.mask.any()
     assert not found.probability.any()
@@ -228,13 +238,12 @@ def test_with_an_outside_value_the_image_ends_at_the_dilated_regions_box() -> No
 def _answered(answer: Array, **more: Any) -> Map:
     stage = _stage((4, 4, 4), (4, 4, 4), channels=answer.shape[0], **more)
     windows = _windows(np.zeros((4, 4, 4), np.float32), stage)
-    windows.take(answer)
-    return windows.result()
+    return _answered_by(windows, [answer])
 
 
 @pytest.mark.parametrize(
     ("activation", "channel", "expected"),
-    [("none", 1, 2.0), ("sigmoid", 0, 0.268941), ("sigmoid", 1, 0.880797), ("softmax", 1, 0.952574)],
+    [("none", 0, 0.0), ("none", 1, 1.0), ("sigmoid", 0, 0.268941), ("sigmoid", 1, 0.880797), ("softmax", 1, 0.952574)],
 )
 def test_the_activation_makes_a_probability_of_the_right_channel(
     activation: str, channel: int, expected: float
@@ -268,14 +277,28 @@ def test_the_largest_part_is_kept_though_a_thread_joins_it_to_another() -> None:
     answer[0, 9:15, 9, 9] = answer[0, 14, 9:15, 9] = answer[0, 14, 14, 9:15] = 0.7
     stage = _stage((24, 24, 24), (24, 24, 24), keep="largest")
     windows = _windows(np.zeros((24, 24, 24), np.float32), stage)
-    windows.take(answer)
-    found = windows.result()
+    found = _answered_by(windows, [answer])
     assert found.probability is not None
     assert found.mask[2:10, 2:10, 2:10].sum() >= 8**3 * 0.8
     assert not found.mask[14:20, 15:20, 15:20].any()
     assert not found.probability[14:20, 15:20, 15:20].any()
     whole_kept = _answered(np.zeros((1, 4, 4, 4), np.float32), keep="largest")
     assert not whole_kept.mask.any()
+
+
+def test_the_connected_part_is_the_one_that_touches_at_a_corner_at_least() -> None:
+    answer = np.zeros((1, 24, 24, 24), np.float32)
+    answer[0, 2:8, 2:8, 2:8] = 0.9
+    answer[0, 8, 8, 8] = 0.7  # touches it at a corner
+    answer[0, 10:15, 10:15, 10:15] = 0.8
+    found = _answered_by(
+        _windows(np.zeros((24, 24, 24), np.float32), _stage((24, 24, 24), (24, 24, 24), keep="connected")), [answer]
+    )
+    assert found.probability is not None
+    assert int(found.mask.sum()) == 6**3 + 1
+    assert found.mask[8, 8, 8]
+    assert not found.probability[..., 10:15, 10:15, 10:15].any()
+    assert not _answered(np.zeros((1, 4, 4, 4), np.float32), keep="connected").mask.any()
 
 
 # --- Axes -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""The README's reference tables, made from the code. ``python -m tests.words.tables`` writes them anew."""
+"""The pages' reference tables and the models' schema, from the code. ``python -m tests.words.tables`` writes them."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 import types
@@ -16,10 +17,12 @@ from pydantic.fields import FieldInfo
 
 from service import metrics
 from service.config import Config
-from service.spec import FindingRules, ModelSpec, Select, Stage, Tensor
+from service.spec import FindingClass, FindingRules, JudgementRules, ModelSpec, Select, Source
+from service.stage import Intensity, Smooth, Stage, Tensor, Within
 from tests.support import REPOSITORY
 
-README = REPOSITORY / "README.md"
+PAGES = (REPOSITORY / "README.md", REPOSITORY / "models" / "README.md")
+SCHEMA = REPOSITORY / "models" / "model.schema.json"
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 PURPOSES = {
@@ -30,6 +33,7 @@ PURPOSES = {
     "numpy": "arrays",
     "onnx": "writes the networks' files, when they are installed",
     "onnxruntime-gpu": "runs the networks, on CUDA or the CPU",
+    "packaging": "knows the licences' identifiers (SPDX), when a model is judged",
     "pillow": "draws the pictures of findings",
     "prometheus-client": "counts, and the exposition format",
     "pydantic": "the typed configuration and model.toml",
@@ -39,6 +43,7 @@ PURPOSES = {
     "rich": "progress bars and tables of the command line",
     "scipy": "filters, components, distances, sparse matrices",
     "sqlalchemy": "the state, on SQLite or PostgreSQL",
+    "tritonclient[grpc]": "speaks to a Triton server, where networks run on one",
     "uvicorn": "serves the API",
 }
 
@@ -48,26 +53,38 @@ def tables() -> dict[str, str]:
     return {
         "settings": _settings(),
         "model": _model_table(ModelSpec, ""),
+        "source": _model_table(Source, "source."),
         "select": _model_table(Select, "select."),
         "stage": _model_table(Stage, "stages."),
         "tensor": _model_table(Tensor, "stages.input."),
+        "intensity": _model_table(Intensity, "stages.intensity."),
+        "within": _model_table(Within, "stages.within."),
+        "smooth": _model_table(Smooth, "stages.smooth."),
+        "classes": _model_table(FindingClass, "classes."),
         "findings": _model_table(FindingRules, "findings."),
+        "judgement": _model_table(JudgementRules, "judgement."),
         "metrics": _metrics(),
         "dependencies": _dependencies(),
     }
 
 
 def filled(text: str) -> str:
-    """The README's text with all its tables made anew."""
+    """A page's text with all its tables made anew."""
     made = tables()
     return _MARK.sub(lambda match: f"{match[1]}{made[match[2]]}\n{match[3]}", text)
+
+
+def schema() -> str:
+    """The JSON schema of ``model.toml``."""
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ModelSpec.model_json_schema()}
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
 
 
 def _settings() -> str:
     rows = []
     for section, field in Config.model_fields.items():
         for key, about in _section_of(field).model_fields.items():
-            name = f"[[{section}]]" if section == "destinations" else f"[{section}]"
+            name = f"[[{section}]]" if typing.get_origin(field.annotation) is tuple else f"[{section}]"
             rows.append((f"`{name}` `{key}`", _default(about), _sentence(about.description)))
     return _markdown(("setting", "default", "what it means"), rows)
 
@@ -150,4 +167,6 @@ def _lines(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[s
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text("utf-8")), "utf-8")
+    SCHEMA.write_text(schema(), "utf-8")

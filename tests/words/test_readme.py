@@ -1,4 +1,4 @@
-"""What the README says is so: its tables, its commands, its settings, its links."""
+"""What the README and the models' page say is so: tables, commands, settings, links."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from service.errors import ConfigError
 from tests.support import REPOSITORY
 from tests.words import tables
 
-TEXT = (REPOSITORY / "README.md").read_text("utf-8")
+PAGES = {page: page.read_text("utf-8") for page in tables.PAGES}
+TEXT = PAGES[REPOSITORY / "README.md"]
+ALL = "\n".join(PAGES.values())
 
 
-def test_the_tables_are_those_of_the_code() -> None:
-    assert tables.filled(TEXT) == TEXT, "run: python -m tests.words.tables"
-    assert TEXT.count("<!-- table:") == len(tables.tables())
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_tables_are_those_of_the_code(page: Path) -> None:
+    assert tables.filled(PAGES[page]) == PAGES[page], "run: python -m tests.words.tables"
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^ *(overread [^#\n]+)", TEXT, re.MULTILINE))))
+def test_each_table_stands_on_one_page() -> None:
+    assert sorted(re.findall(r"<!-- table: (\w+) -->", ALL)) == sorted(tables.tables())
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^ *(overread [^#\n]+)", ALL, re.MULTILINE))))
 def test_every_command_shown_is_one(line: str) -> None:
     _parser().parse_args(shlex.split(line)[1:])
 
@@ -32,9 +38,12 @@ def test_every_make_target_named_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
-def test_every_link_leads_somewhere(path: str) -> None:
-    assert (REPOSITORY / path).exists()
+LINKS = {(page, path) for page, text in PAGES.items() for path in re.findall(r"\]\(([^)#:\s]+)\)", text)}
+
+
+@pytest.mark.parametrize(("page", "path"), sorted(LINKS))
+def test_every_link_leads_somewhere(page: Path, path: str) -> None:
+    assert (page.parent / path).exists()
 
 
 def test_the_example_of_a_sites_file_holds_the_defaults(tmp_path: Path) -> None:
@@ -55,4 +64,4 @@ def test_a_misspelt_example_would_be_noticed(tmp_path: Path) -> None:
 
 
 def test_no_path_of_a_developers_machine_is_named() -> None:
-    assert not re.search(r"(^|[\s\"'`(])/(work|root|tmp|home)/", TEXT)
+    assert not re.search(r"(^|[\s\"'`(])/(work|root|tmp|home)/", ALL)

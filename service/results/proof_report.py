@@ -1,0 +1,191 @@
+"""Proof of a report: every finding is in it, once, with its codes, its numbers and its place, and nothing else is.
+
+Places are read as any reader would: coordinates on an image, brought into patient space by that image's own attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from service import codes
+from service.results.reading import NUMBER_TOLERANCE, PLACE_TOLERANCE_MM, Fault, items, name, references, same_code
+from service.results.reading import same_number as same
+from service.types import Finding, Judgement, Lesion, Mark, SourceVolume
+
+_REFERENCED_SEGMENT, _IMAGE_REGION, _GROUP = "121191", "111030", "125007"  # DCM
+_TRACKING = codes.TRACKING_UNIQUE_IDENTIFIER.value
+
+
+def prove_report(
+    dataset: Dataset, source: SourceVolume | None, findings: Sequence[Finding], segmentations: set[str]
+) -> None:
+    """Hold a report against the findings.
+
+    Raises
+    ------
+    Fault
+        If it does not say what they are, or says more, or its summary disagrees.
+    """
+    said: dict[str, list[Dataset]] = {finding.tracking_uid: [] for finding in findings}
+    for statement in _statements(dataset):
+        uid = next((str(item.UID) for item in statement.ContentSequence if name(item) == _TRACKING), "")
+        if uid not in said:
+            raise Fault("a finding of an unknown Tracking UID", "each group is a finding's (TID 1411, 1410)")
+        said[uid].append(statement)
+    for finding in findings:
+        assert source  # nothing is found without one
+        ours = said[finding.tracking_uid]
+        for statement in ours:
+            _prove_codes(statement, finding)
+        match finding:
+            case Lesion():
+                _prove_lesion(ours, finding, source, segmentations)
+            case Mark():
+                _prove_mark(ours, finding, source)
+            case Judgement():
+                _prove_judgement(ours, finding, source)
+            case _:
+                raise Fault(f"finding {finding.number} of no known kind", "what is not proved is not sent")
+    summary = next(items(dataset, codes.CAD_SUMMARY.value)).ConceptCodeSequence[0].CodeValue
+    if (summary == codes.ALL_ALGORITHMS_WITH_FINDINGS.value) != bool(findings):
+        raise Fault(f"the summary {summary} for {len(findings)} findings", "the summary agrees with them (CID 6047)")
+
+
+def _statements(dataset: Dataset) -> Iterator[Dataset]:
+    """The measurement groups, and the findings among the qualitative evaluations."""
+    yield from items(dataset, _GROUP)
+    for container in items(dataset, codes.QUALITATIVE_EVALUATIONS.value):
+        yield from (item for item in container.ContentSequence if name(item) == codes.FINDING.value)
+
+
+def _prove_codes(statement: Dataset, finding: Finding) -> None:
+    """What it is, of which category, and where."""
+    inside = {name(item): item for item in statement.ContentSequence}
+    kind = finding.kind
+    what = statement if name(statement) == codes.FINDING.value else inside[codes.FINDING.value]
+    for concept, item, wanted in (
+        (codes.FINDING, what, kind.finding),
+        (codes.FINDING_CATEGORY, inside[codes.FINDING_CATEGORY.value], kind.category),
+        (codes.FINDING_SITE, inside[codes.FINDING_SITE.value], kind.site),
+    ):
+        same_code(f"{concept.meaning} of finding {finding.number}", item.ConceptCodeSequence[0], wanted)
+
+
+def _prove_lesion(groups: Sequence[Dataset], finding: Lesion, source: SourceVolume, segmentations: set[str]) -> None:
+    """Its numbers, its segment and its key slice."""
+    inside = {name(item): item for group in groups for item in group.ContentSequence}
+    for concept, value in (
+        (codes.VOLUME, finding.volume_ml),
+        (codes.LONG_AXIS, finding.long_axis_mm),
+        (codes.SHORT_AXIS, finding.short_axis_mm),
+        (codes.CERTAINTY, finding.probability * 100),
+    ):
+        _prove_number(inside, concept, value, finding)
+    segment = inside[_REFERENCED_SEGMENT].ReferencedSOPSequence[0]
+    if segment.ReferencedSOPInstanceUID not in segmentations or segment.ReferencedSegmentNumber != finding.number:
+        raise Fault(f"finding {finding.number} with another's segment", "a group refers to its segment (TID 1411)")
+    regions = [item for group in groups for item in items(group, _IMAGE_REGION)]
+    if not regions or any(set(references(region)) != {_key_image(finding, source)} for region in regions):
+        raise Fault(f"finding {finding.number} on another slice", "its outline is on the key slice (TID 1410)")
+
+
+def _prove_mark(groups: Sequence[Dataset], finding: Mark, source: SourceVolume) -> None:
+    """Its numbers, and its corners or its point in patient space."""
+    inside = _only(groups, finding)
+    _prove_number(inside, codes.CERTAINTY, finding.probability * 100, finding)
+    edges = zip((codes.DEPTH, codes.HEIGHT, codes.WIDTH), finding.size_mm or (0.0, 0.0, 0.0), strict=True)
+    for concept, edge in edges:
+        if edge:
+            _prove_number(inside, concept, edge, finding)
+        elif concept.value in inside:
+            raise Fault(f"finding {finding.number} with a {concept.meaning}", "a point has no size")
+    region = inside[_IMAGE_REGION]
+    if set(references(region)) != {_key_image(finding, source)}:
+        raise Fault(f"finding {finding.number} on another slice", "it is drawn on the slice in its middle (TID 1410)")
+    graphic = "POLYLINE" if finding.size_mm else "POINT"
+    if region.GraphicType != graphic:
+        raise Fault(f"finding {finding.number} drawn as {region.GraphicType}", f"it is a {graphic} (PS3.3 C.18.6)")
+    seen = _in_space(np.reshape(np.array(region.GraphicData, float), (-1, 2)), source, finding.key_slice)
+    wanted = _corners(finding, source) if finding.size_mm else np.array([finding.centre_lps_mm])
+    if seen.shape != wanted.shape:
+        raise Fault(f"finding {finding.number} drawn with {len(seen)} points", f"it has {len(wanted)} (PS3.3 C.18.6)")
+    middles = (seen[:4].mean(axis=0), np.array(finding.centre_lps_mm))
+    off = max(_off(seen, wanted, source), _off(middles[0][None], middles[1][None], source))
+    if not off <= PLACE_TOLERANCE_MM:
+        raise Fault(
+            f"finding {finding.number} drawn {off:.2f} mm off",
+            f"a mark lies within {PLACE_TOLERANCE_MM} mm of where it was found",
+        )
+
+
+def _prove_judgement(statements: Sequence[Dataset], finding: Judgement, source: SourceVolume) -> None:
+    """How sure it is, and by which image."""
+    inside = _only(statements, finding)
+    _prove_number(inside, codes.CERTAINTY, finding.probability * 100, finding)
+    if set(references(statements[0])) != {_key_image(finding, source)}:
+        raise Fault(f"finding {finding.number} by another image", "a judgement refers to the image that decided")
+
+
+def _only(statements: Sequence[Dataset], finding: Finding) -> dict[str, Dataset]:
+    """The content items of the one statement of a finding, by their concept names."""
+    if len(statements) != 1:
+        raise Fault(f"finding {finding.number} said {len(statements)} times", "what was found is said once")
+    return {name(item): item for item in statements[0].ContentSequence}
+
+
+def _prove_number(inside: dict[str, Dataset], concept: codes.Code, value: float, finding: Finding) -> None:
+    if concept.value not in inside:
+        raise Fault(f"finding {finding.number} without its {concept.meaning}", "what was measured is said")
+    written = float(inside[concept.value].MeasuredValueSequence[0].NumericValue)
+    same(f"{concept.meaning} of finding {finding.number}", written, value, NUMBER_TOLERANCE)
+
+
+def _key_image(finding: Finding, source: SourceVolume) -> str:
+    return source.ordered[finding.key_slice].sop_instance_uid
+
+
+def _in_space(points: NDArray[np.float64], source: SourceVolume, key_slice: int) -> NDArray[np.float64]:
+    """Points on an image in patient space, by its own attributes (PS3.3 C.7.6.2.1.1, C.18.6.1.1).
+
+    Parameters
+    ----------
+    points
+        [points, (column, row)]; 0, 0 is the corner of the first pixel.
+    source
+        The analysed series.
+    key_slice
+        The image's slice.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 [points, 3], LPS mm.
+    """
+    header = source.ordered[key_slice].header
+    cosines = np.array(header.ImageOrientationPatient, float)
+    row_spacing, column_spacing = (float(value) for value in header.PixelSpacing)
+    columns, rows = (points - 0.5).T[..., None]
+    places = columns * column_spacing * cosines[:3] + rows * row_spacing * cosines[3:]
+    return np.asarray(places + np.array(header.ImagePositionPatient, float), np.float64)
+
+
+def _corners(finding: Mark, source: SourceVolume) -> NDArray[np.float64]:
+    """The corners of a box where its middle is, in turn and closed: float64 [5, 3], LPS mm."""
+    (front, top, left), (back, bottom, right) = finding.low, finding.high
+    ring = ((top, left), (top, right), (bottom, right), (bottom, left), (top, left))
+    indices = np.array([((front + back) / 2, row, column) for row, column in ring])
+    return np.asarray(source.volume.map_indices_to_reference(indices), np.float64)
+
+
+def _off(seen: NDArray[np.float64], wanted: NDArray[np.float64], source: SourceVolume) -> float:
+    """How far points are off, mm: within the slice; across it, beyond the half slice by which its middle may differ."""
+    affine = np.asarray(source.volume.affine, float)
+    normal = affine[:3, 0] / np.linalg.norm(affine[:3, 0])
+    across = (seen - wanted) @ normal
+    within = np.linalg.norm(seen - wanted - across[:, None] * normal, axis=1)
+    beyond = np.abs(across) - float(source.volume.spacing[0]) / 2
+    return float(max(within.max(), beyond.max()))
