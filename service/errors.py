@@ -14,7 +14,7 @@
     ├── BackendError
     │   ├── BackendUnavailable   retry: no server, no device
     │   │   ├── Stopping         retry after the restart: the service begins nothing new
-    │   │   └── Superseded       never an answer: later instances made the study another one
+    │   │   └── Superseded       retry as another study: later instances came, and this answers nobody
     │   ├── BackendTimeout       retry: no answer in time
     │   ├── BackendCrashed       retry: the runtime died while the batch ran
     │   ├── OutOfMemory          retry with a smaller batch

@@ -10,8 +10,11 @@ this file puts its folder first in ``sys.path``, for ``build``.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: it keeps ONNX Runtime from reporting to its maker
 
 import numpy as np
 import onnxruntime

@@ -3,10 +3,12 @@
 - Out of memory: the network keeps to half the batch until it is loaded again.
 - The runtime died, or did not answer in time, with one patch alone in it: a strike. A network with `STRIKES` of them,
   and no study between that it answered to the end, is not run any more.
-- Nobody answers: everything waits, with growing pauses, for at most `PATIENCE_SECONDS`.
+- Nobody answers for a network: its patches wait, with growing pauses, for at most `PATIENCE_SECONDS`.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from service.errors import BackendError, NetworkFails
 
@@ -15,16 +17,23 @@ PATIENCE_SECONDS = 60.0
 PAUSES = (0.1, 0.5, 1.0, 2.0, 5.0)  # seconds between tries while nobody answers
 
 
+@dataclass(slots=True)
+class _Away:
+    """Since when nobody answers for a network."""
+
+    since: float  # on the scheduler's clock
+    tries: int = 0
+    again_at: float = 0.0
+
+
 class Faults:
     """The memory of what went wrong."""
 
     def __init__(self) -> None:
         self._most: dict[str, int] = {}
         self._strikes: dict[str, int] = {}
+        self._away: dict[str, _Away] = {}
         self.failing: dict[str, NetworkFails] = {}  # the networks that are not run any more, and why
-        self._away_since: float | None = None
-        self._away_tries = 0
-        self.again_at = 0.0  # on the scheduler's clock: before that nobody is asked
 
     def most(self, network: str) -> int | None:
         """The most patches that were seen to fit into a batch; None: not yet seen not to."""
@@ -38,9 +47,9 @@ class Faults:
         """A network is loaded anew, perhaps beside others than before."""
         self._most.pop(network, None)
 
-    def worked(self) -> None:
+    def worked(self, network: str) -> None:
         """A batch came back."""
-        self._away_since, self._away_tries = None, 0
+        self._away.pop(network, None)
 
     def ran_through(self, network: str) -> None:
         """A network answered all that a study asked of it."""
@@ -59,17 +68,16 @@ class Faults:
             self.failing[network] = failure
         return failure
 
-    def away(self, now: float) -> bool:
-        """Nobody answers; whether that is worth waiting for, until `again_at`."""
-        self._away_since = now if self._away_since is None else self._away_since
-        self.again_at = now + PAUSES[min(self._away_tries, len(PAUSES) - 1)]
-        self._away_tries += 1
-        if now - self._away_since < PATIENCE_SECONDS:
+    def away(self, network: str, now: float) -> bool:
+        """Nobody answers for a network; whether that is worth waiting for, until `again_at`."""
+        known = self._away.setdefault(network, _Away(since=now))
+        known.again_at = now + PAUSES[min(known.tries, len(PAUSES) - 1)]
+        known.tries += 1
+        if now - known.since < PATIENCE_SECONDS:
             return True
-        self._away_since, self._away_tries, self.again_at = None, 0, 0.0
+        del self._away[network]
         return False
 
-    @property
-    def is_away(self) -> bool:
-        """Whether the last that was heard is that nobody answers."""
-        return self._away_since is not None
+    def again_at(self, network: str) -> float:
+        """Before that, on the scheduler's clock, nobody is asked for a network."""
+        return self._away[network].again_at if network in self._away else 0.0

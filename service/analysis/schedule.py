@@ -294,14 +294,15 @@ class Scheduler:
         """Until when a thread that found nothing to do sleeps, unless it is woken; None: until then."""
         if not len(self._waiting):
             return None
-        return max(_FILL_SECONDS, self._faults.again_at - time.perf_counter())
+        soonest = min(self._faults.again_at(network) for network in self._waiting.networks())
+        return max(_FILL_SECONDS, soonest - time.perf_counter())
 
     def _choose(self) -> _Batch | None:
         """The next batch, taken out of what waits; None if nothing may run now."""
         now = time.perf_counter()
-        if self._alone or now < self._faults.again_at:
+        if self._alone:
             return None
-        if suspects := self._waiting.suspects():
+        if suspects := [job for job in self._waiting.suspects() if self._faults.again_at(job.network) <= now]:
             if not self._running and not self._residence.moving:
                 self._alone = True
                 return self._take(suspects[:1], keep=()) or self._give_up(suspects[0].network)
@@ -310,7 +311,9 @@ class Scheduler:
         first: list[Job] = []  # whose turn it is, but for the memory
         for group in self._waiting.groups(self._best):
             network, urgent = group[0].network, group[0].stream.priority is Priority.STAT
-            if network in self._residence.moving or not (urgent or self._is_ripe(group, now)):
+            if network in self._residence.moving or now < self._faults.again_at(network):
+                continue
+            if not (urgent or self._is_ripe(group, now)):
                 continue
             overdue = not first and (urgent or self._passed.get(network, 0) >= _TURN)
             if batch := self._take(group, keep=() if overdue else wanted):
@@ -375,7 +378,7 @@ class Scheduler:
             self._went_wrong(batch, exc)
             return
         with self._wake:
-            self._faults.worked()
+            self._faults.worked(network)
             self._last_used[network] = time.time()
             self._cost[network] = 0.8 * self._cost_of(network) + 0.2 * took / len(jobs)
         metrics.count_batch(network, len(jobs), took)
@@ -399,14 +402,16 @@ class Scheduler:
                 if network in self._faults.failing:
                     jobs = jobs + self._waiting.remove(lambda job: job.network == network)
                 _refuse(jobs, failure)
-            elif isinstance(exc, BackendUnavailable) and self._faults.away(time.perf_counter()):
+            elif isinstance(exc, BackendUnavailable) and self._faults.away(network, time.perf_counter()):
                 self._again(jobs, alone=alone)
             elif isinstance(exc, BackendUnavailable):
-                _refuse(jobs + self._waiting.remove(lambda job: True), exc)
+                _refuse(jobs + self._waiting.remove(lambda job: job.network == network), exc)
             else:
                 _refuse(jobs, exc)
-            if isinstance(exc, BackendCrashed | BackendTimeout | BackendUnavailable):
+            if isinstance(exc, BackendCrashed | BackendTimeout):
                 self._memory.drop_all()  # the runtime is another one now, or will be
+            elif isinstance(exc, BackendUnavailable):
+                self._memory.drop(network)
         if isinstance(exc, OutOfMemory):
             self._residence.make_room(keep=network)
 

@@ -43,7 +43,7 @@ def test_names_end_in_their_base_unit_and_labels_are_of_few_values() -> None:
     gauges = StateGauges({"done": 1}, {("pacs", "sent"): 1})
     ours = [it for it in _samples(gauges) if it[0].startswith("overread_")]
     assert {label for _, labels in ours for label, _ in labels} <= {
-        "outcome", "model", "stage", "destination", "state", "le"
+        "outcome", "model", "stage", "destination", "state", "network", "reason", "le"
     }  # fmt: skip
     families = text_string_to_metric_families(metrics.exposition(gauges).decode())
     for family in families:

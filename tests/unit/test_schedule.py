@@ -399,6 +399,22 @@ def test_work_waits_for_a_backend_that_is_away(bench: Callable[..., Bench], monk
     assert not away
 
 
+def test_a_network_for_which_nobody_answers_keeps_no_other_one_waiting(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "PAUSES", (1000.0,))
+    at = bench("away", "here")
+    at.backend.fault = lambda network, values: BackendUnavailable(**PARTS) if network == "away" else None
+    given_up = threading.Event()
+    away = at.ask("away", range(3), Stream(cancelled=given_up))
+    at.backend.wait_for(1)
+    assert at.ask("here", range(30)).result(20) == doubled(range(30))
+    assert len([network for network, _ in at.backend.batches if network == "away"]) == 1
+    at.scheduler.cancel(given_up)
+    with pytest.raises(Superseded):
+        away.result(20)
+
+
 def test_after_a_while_the_studies_are_told_that_nobody_answers(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
