@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.analysis.engine import OnnxBackend
-from service.analysis.triton import TritonBackend
+from service.backends.engine import OnnxBackend
+from service.backends.triton import TritonBackend
 from service.config import Analysis, Triton
 from service.types import Backend
 

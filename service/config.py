@@ -34,11 +34,13 @@ class Analysis(Frozen):
     backend: str = Field(
         default="onnxruntime",
         pattern=r"^(onnxruntime|triton://[^/:]+:\d+)$",
-        description='Where networks run: "onnxruntime" (in process; a GPU is used where there is one) or '
+        description='Where networks run: "onnxruntime" (in a process of ours; a GPU is used where there is one) or '
         '"triton://host:port".',
     )
     models_directory: Path = Field(default=Path("models"), description="Folder of the model folders.")
-    models: tuple[str, ...] = Field(default=(), description="Names of the models to run; empty: all installed ones.")
+    models: tuple[str, ...] = Field(
+        default=(), description="Names of the models to run; empty: all installed ones that are no demonstrations."
+    )
     studies_at_once: int = Field(default=2, ge=1, le=64, description="Studies analysed at the same time.")
     threads: int = Field(default=0, ge=0, description="CPU threads for inference; 0: as many as there are cores.")
     gpu_memory_gib: float = Field(

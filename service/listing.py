@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from service.analysis.envelope import read_envelope
+from service.backends.envelope import read_envelope
 from service.errors import BackendUnavailable
 from service.models import available, is_installed, survey
 from service.show import console

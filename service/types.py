@@ -339,7 +339,7 @@ class Priority(IntEnum):
 
 
 class Backend(Protocol):
-    """Where networks run. Thread-safe. Implemented by ``analysis/engine.py`` and ``analysis/triton.py``."""
+    """Where networks run. Thread-safe. Implemented by ``backends/engine.py`` and ``backends/triton.py``."""
 
     name: str  # with the device, for logs and results: "onnxruntime CPU"
     slots: int  # how many batches it works on at once

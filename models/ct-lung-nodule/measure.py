@@ -30,7 +30,7 @@ from service.backend import open_backend
 from service.config import Analysis
 from service.models import installed
 from service.run import read_folder
-from service.types import Finding, Model, SourceVolume
+from service.types import Lesion, Model, SourceVolume
 
 Vector = NDArray[np.float64]
 KINDS = ("free", "at a vessel", "at the pleura")
@@ -139,7 +139,7 @@ def plant(source: SourceVolume, nodules: Sequence[Planted], seed: int) -> Source
     return replace(source, volume=source.volume.with_array(array))
 
 
-def detect(source: SourceVolume, model: Model, scheduler: Scheduler) -> tuple[Finding, ...]:
+def detect(source: SourceVolume, model: Model, scheduler: Scheduler) -> list[Lesion]:
     """What the pipeline of the service finds, however much that is."""
 
     def quiet(*, model: str, stage: str, done: int, total: int) -> None:
@@ -148,7 +148,8 @@ def detect(source: SourceVolume, model: Model, scheduler: Scheduler) -> tuple[Fi
     prediction = infer(source, model.spec, scheduler, stream=Stream(), progress=quiet)
     rules = model.spec.findings.model_copy(update={"maximum_count": 1000})
     spec = model.spec.model_copy(update={"findings": rules})
-    return find(prediction, source, spec, tracking_uid=lambda channel, place: f"{channel} {place}")[0]
+    findings, _ = find(prediction, source, spec, tracking_uid=lambda channel, place: f"{channel} {place}")
+    return [finding for finding in findings if isinstance(finding, Lesion)]
 
 
 def main(directory: Path, folder: Path, seeds: Sequence[int]) -> None:

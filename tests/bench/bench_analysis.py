@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.analysis.engine import OnnxBackend
 from service.analysis.schedule import Scheduler
 from service.analysis.waiting import Stream
+from service.backends.engine import OnnxBackend
 from service.demo.phantom import chest_abdomen
 from service.demo.phantom_dicom import write_series
 from service.models import installed

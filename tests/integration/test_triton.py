@@ -20,9 +20,9 @@ import tritonclient.grpc as triton
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from service.analysis import triton_memory
-from service.analysis.shared import Block
-from service.analysis.triton import TritonBackend
+from service.backends import triton_memory
+from service.backends.shared import Block
+from service.backends.triton import TritonBackend
 from service.config import Triton
 from service.errors import (
     BackendCrashed,

@@ -21,11 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 from pydicom import Dataset, dcmread
 from pydicom.filebase import DicomBytesIO
 
-from service.analysis.engine import OnnxBackend
 from service.analysis.findings import find
 from service.analysis.schedule import Scheduler
 from service.analysis.select import NoSeriesFits, select
 from service.analysis.volume import read_volume
+from service.backends.engine import OnnxBackend
 from service.demo.phantom import Phantom
 from service.demo.phantom_mr import MASS, ONE_MASS, head, write_head
 from service.models import installed, is_installed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.analysis.device import Cuda, Machine, driver_version, free_memory, gpu_present
+from service.backends.device import Cuda, Machine, driver_version, free_memory, gpu_present
 
 GIB = 2**30
 

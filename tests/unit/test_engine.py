@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from service.analysis import engine, process
-from service.analysis.engine import OnnxBackend
-from service.analysis.messages import Command
+from service.backends import engine, process
+from service.backends.engine import OnnxBackend
+from service.backends.messages import Command
 from service.errors import (
     BackendCrashed,
     BackendTimeout,
@@ -524,7 +524,7 @@ def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
 SCRIPT = """\
 import sys
 from pathlib import Path
-from service.analysis.engine import OnnxBackend
+from service.backends.engine import OnnxBackend
 from tests.graphs import counting, images
 
 if __name__ == "__main__":
@@ -573,7 +573,7 @@ UNLUCKY = 13.0  # the value of an image at which that GPU fails
 
 def _run_on_pretended_gpu(channel: Connection, threads: int, memory_gib: float) -> None:
     """The engine, with a device that notes what is pinned, and fails at a certain image as a GPU does."""
-    from service.analysis import onnx, runner
+    from service.backends import onnx, runner
 
     infer = onnx.Runtime.infer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.analysis.envelope import measure_batches, read_envelope, write_envelope
+from service.backends.envelope import measure_batches, read_envelope, write_envelope
 from service.types import Envelope, Network
 from tests.graphs import doubling
 

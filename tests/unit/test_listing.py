@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.analysis.envelope import write_envelope
+from service.backends.envelope import write_envelope
 from service.errors import BackendUnavailable
 from service.listing import list_models, models_listed
 from service.models import installed

@@ -12,9 +12,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from service.analysis import onnx as ours
-from service.analysis.onnx import Runtime, translate
-from service.analysis.providers import choose_providers, memory_limit
+from service.backends import onnx as ours
+from service.backends.onnx import Runtime, translate
+from service.backends.providers import choose_providers, memory_limit
 from service.errors import BackendUnavailable, ContractBroken, OutOfMemory
 from service.stage import Tensor
 from service.types import Network

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.analysis import shared
-from service.analysis.shared import Block, sweep
+from service.backends import shared
+from service.backends.shared import Block, sweep
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_another_process_sees_and_changes_the_same_bytes() -> None:
     array = block.array((4, 8), offset=64)
     array[:] = np.arange(32, dtype=np.float32).reshape(4, 8)
     script = (
-        "import sys; from service.analysis.shared import Block\n"
+        "import sys; from service.backends.shared import Block\n"
         "array = Block(int(sys.argv[1]), int(sys.argv[2])).array((32,), offset=64)\n"
         "assert list(array) == list(range(32)), array\n"
         "array += 100"

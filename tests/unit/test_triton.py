@@ -11,11 +11,11 @@ import pytest
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from service.analysis.triton import TritonBackend
-from service.analysis.triton_channel import MEANING, translate
-from service.analysis.triton_contract import not_ready
-from service.analysis.triton_memory import KINDS, Shapes, is_written, mark
-from service.analysis.triton_pool import Pool
+from service.backends.triton import TritonBackend
+from service.backends.triton_channel import MEANING, translate
+from service.backends.triton_contract import not_ready
+from service.backends.triton_memory import KINDS, Shapes, is_written, mark
+from service.backends.triton_pool import Pool
 from service.config import Triton
 from service.errors import BackendCrashed, BackendTimeout, BackendUnavailable, ContractBroken, OutOfMemory
 from service.types import Array, Backend

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from service.analysis.shared import sweep
-from service.analysis.triton_channel import translate
-from service.analysis.triton_contract import VERSION, check, not_ready
-from service.analysis.triton_line import Forgotten, Line
+from service.backends.shared import sweep
+from service.backends.triton_channel import translate
+from service.backends.triton_contract import VERSION, check, not_ready
+from service.backends.triton_line import Forgotten, Line
 from service.config import Triton
 from service.errors import BackendCrashed, BackendUnavailable, ContractBroken, OutOfMemory
 from service.types import Array, Envelope, Network

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from service import log
-from service.analysis.messages import Command, Reply, place_batch
-from service.analysis.shared import Block
+from service.backends.messages import Command, Reply, place_batch
+from service.backends.shared import Block
 from service.errors import ContractBroken, ServiceError
 from service.types import Network
 
 if TYPE_CHECKING:  # only this process loads ONNX Runtime, and only once it runs
-    from service.analysis.onnx import Runtime
+    from service.backends.onnx import Runtime
 
 _VICTIM: Final = "500"  # oom_score_adj: where memory runs out the engine goes, and nobody who holds a study
 
@@ -42,7 +42,7 @@ def run_engine(channel: Connection, threads: int, memory_gib: float) -> None:
         Path("/proc/self/oom_score_adj").write_text(_VICTIM)
     faulthandler.enable()
     try:
-        from service.analysis.onnx import Runtime
+        from service.backends.onnx import Runtime
 
         runtime = Runtime(threads=threads, memory_gib=memory_gib)
     except Exception as exc:

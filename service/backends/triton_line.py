@@ -13,10 +13,10 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from service import log
-from service.analysis.triton_channel import connect, is_forgotten, translate
-from service.analysis.triton_contract import VERSION
-from service.analysis.triton_memory import KINDS, is_written
-from service.analysis.triton_pool import Lent, Pool
+from service.backends.triton_channel import connect, is_forgotten, translate
+from service.backends.triton_contract import VERSION
+from service.backends.triton_memory import KINDS, is_written
+from service.backends.triton_pool import Lent, Pool
 from service.config import Triton
 from service.errors import BackendUnavailable, ContractBroken, OutOfMemory
 from service.types import Array, Network

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from service.analysis.shared import Block
-from service.analysis.triton_channel import status
+from service.backends.shared import Block
+from service.backends.triton_channel import status
 from service.types import Array
 
 _UNWRITTEN = np.uint32(0x7FC0DEAD)  # a NaN that no arithmetic makes: stands where an answer is to come

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from service import log
-from service.analysis.envelope import read_envelope, write_envelope
-from service.analysis.messages import Command, Loaded, Measured, place_batch
-from service.analysis.process import Engine, NotSent
-from service.analysis.providers import memory_limit
-from service.analysis.shared import Block
+from service.backends.envelope import read_envelope, write_envelope
+from service.backends.messages import Command, Loaded, Measured, place_batch
+from service.backends.process import Engine, NotSent
+from service.backends.providers import memory_limit
+from service.backends.shared import Block
 from service.errors import BackendUnavailable, ContractBroken
 from service.types import Array, Envelope, Network
 

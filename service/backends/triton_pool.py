@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from tritonclient.utils import InferenceServerException
 
-from service.analysis.triton_channel import status
-from service.analysis.triton_memory import KINDS, Region
+from service.backends.triton_channel import status
+from service.backends.triton_memory import KINDS, Region
 
 _STILL_WRITING_SECONDS = 600.0  # older servers crash when memory is taken from under a running batch: far beyond that
 _MOST_RETIRED = 16

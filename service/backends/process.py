@@ -19,9 +19,9 @@ from multiprocessing.reduction import send_handle
 from typing import Any, Final
 
 from service import errors, log
-from service.analysis.messages import Abilities, Command, Reply
-from service.analysis.runner import run_engine
-from service.analysis.shared import Block
+from service.backends.messages import Abilities, Command, Reply
+from service.backends.runner import run_engine
+from service.backends.shared import Block
 from service.errors import BackendCrashed, BackendTimeout, BackendUnavailable, ServiceError, Stopping
 
 START_SECONDS: Final = 120.0  # from the start to the first word: CUDA's libraries are gigabytes on a cold disk

@@ -1,6 +1,6 @@
 """[edge] Networks on ONNX Runtime: TensorRT or CUDA where an NVIDIA GPU is, else the CPU.
 
-Only the engine's process comes here (analysis/engine.py): what goes wrong in native code goes wrong there.
+Only the engine's process comes here (backends/engine.py): what goes wrong in native code goes wrong there.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 import onnxruntime as ort
 
 from service import log
-from service.analysis.device import Cuda, Device, Machine, driver_version, gpu_present, tensorrt_version
-from service.analysis.envelope import LARGEST_BATCH, measure_batches
-from service.analysis.messages import Abilities, Loaded, Measured
-from service.analysis.onnx_contract import check_file, check_tensors
-from service.analysis.providers import TENSORRT_BATCH, Provider, choose_providers
+from service.backends.device import Cuda, Device, Machine, driver_version, gpu_present, tensorrt_version
+from service.backends.envelope import LARGEST_BATCH, measure_batches
+from service.backends.messages import Abilities, Loaded, Measured
+from service.backends.onnx_contract import check_file, check_tensors
+from service.backends.providers import TENSORRT_BATCH, Provider, choose_providers
 from service.errors import BackendError, BackendUnavailable, ContractBroken, OutOfMemory
 from service.types import Array, Network
 
