@@ -71,8 +71,8 @@ def read_plan(inference: Mapping[str, Any], *, doing: str) -> Plan:
             doing=doing,
             found="; ".join(one_line(problem) for problem in problems),
             rule="each transform is done here as the bundle says, or the bundle is refused: nothing is guessed",
-            way_out=f"write {INFERENCE} with the transforms that are mapped (models/README.md, Models from outside) where "
-            "they do the same, and have whoever made the model confirm it",
+            way_out=f"write {INFERENCE} with the transforms that are mapped (models/README.md, Models from outside), "
+            "where they do the same, and have whoever made the model confirm it",
         )
     return Plan(before=made, inferer=led, after=done)
 

@@ -65,7 +65,8 @@ class Service:
         return path
 
     def start(self) -> Service:
-        """Start the process and wait until both ports are open."""
+        """Start the process and wait until both ports are open, and the models loaded."""
+        starts = len(self.events("service.started")) if (self.folder / "service.log").exists() else 0
         with (self.folder / "service.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve", "--config", str(self.config)],
@@ -75,6 +76,7 @@ class Service:
             )
         wait_for_port(self.http_port, self.process)
         wait_for_port(self.dicom_port, self.process)
+        _wait(lambda: len(self.events("service.started")) > starts, "the models to be loaded", seconds=90)
         return self
 
     def kill(self) -> None:

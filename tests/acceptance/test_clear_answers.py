@@ -152,7 +152,7 @@ def test_a_broken_network_leaves_the_other_models_running(service: Service, orth
     service.start()
     ready = service.get("/health/ready")
     assert ready["ready"] is False
-    assert "broken can't be loaded" in ready["parts"]["models"]
+    assert "broken: InvalidProtobuf" in ready["parts"]["models"]
     push(tmp_path / "study", service)
     answers = service.wait_for_study(study_uid_of(tmp_path / "study"))["answers"]
     assert {a["model"]: a["outcome"] for a in answers} == {"bright": "findings", "broken": "failed"}
