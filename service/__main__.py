@@ -96,7 +96,9 @@ def _models_parser(models: argparse.ArgumentParser) -> None:
     validate.set_defaults(run=_models_validate)
     bench = actions.add_parser("bench", help="patches per second of each network, scheduled and alone")
     bench.add_argument("names", nargs="*", metavar="NAME", help="default: all that are installed")
-    bench.add_argument("--seconds", type=float, default=10.0, help="of each measurement; default: %(default)s")
+    bench.add_argument(
+        "--seconds", type=float, default=2.0, help="of each of about a dozen measurements; default: %(default)s"
+    )
     bench.set_defaults(run=_models_bench)
     for action in (listing, install, remove, validate, bench):
         action.add_argument("--models-directory", type=Path, default=MODELS, metavar="DIR", help="default: %(default)s")

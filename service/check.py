@@ -145,7 +145,14 @@ def _runs(model: Model, backend: Backend) -> str:
     for network in model.networks:
         backend.load(network)
         began = time.perf_counter()
-        backend.infer(network.name, [np.zeros(network.input.dims, np.float32)])
+        answers = backend.infer(network.name, [np.zeros(network.input.dims, np.float32)])
+        if not all(np.isfinite(answer).all() for answer in answers):
+            raise ConfigError(
+                doing=f"running the network {network.name} once, on nothing",
+                found="an answer that is not finite (NaN)",
+                rule="a network answers every image with numbers",
+                way_out=f"overread models validate {model.spec.name}; export the network anew",
+            )
         seconds += time.perf_counter() - began
         backend.unload(network.name)
     return f"version {model.spec.version} ran once on {backend.name} in {seconds:.1f} s"

@@ -31,24 +31,37 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
     """
     try:
         return kind.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except OSError as exc:
+        raise ConfigError(
+            doing=f"reading {path}",
+            found=exc.strerror or type(exc).__name__,
+            rule="the file is there, and may be read",
+            way_out="name a file that exists, or make it",
+        ) from exc
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(
             doing=f"reading {path}",
             found=str(exc),
             rule="it is one readable TOML file in UTF-8",
-            way_out="name an existing file, and mend its syntax",
+            way_out="mend its syntax",
         ) from exc
     except ValidationError as exc:
         found = [
             f"{'.'.join(str(part) for part in error['loc']) or 'the file'}: "
-            + ("there is no such key" if error["type"] == "extra_forbidden" else error["msg"])
+            + (
+                "there is no such key"
+                if error["type"] == "extra_forbidden"
+                else error["msg"].removeprefix("Value error, ")
+            )
             for error in exc.errors()
+            # A list whose entries are all wrong counts as empty: that is no mistake of its own.
+            if not (error["type"] == "too_short" and error["input"])
         ]
         raise ConfigError(
             doing=f"reading {path}",
             found="; ".join(found),
-            rule="each key is one that the README's tables name, within its bounds",
-            way_out="mend or remove the keys named here",
+            rule="each key is one that the tables of README.md and models/README.md name, within its bounds",
+            way_out="mend, add or remove the keys named here",
         ) from exc
 
 

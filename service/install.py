@@ -157,6 +157,13 @@ def _place(room: Path, directory: Path, specs: Sequence[ModelSpec], replace: boo
     """Judge what lies in the room, and move all of it to its place, or nothing."""
     for spec in specs:
         _judge(spec, room, directory)
+        if not (room / spec.name / "card.md").is_file():
+            raise ConfigError(
+                doing=f"installing {spec.name}",
+                found="no card.md",
+                rule="people decide by a model's card (intended use, data, limits) whether it may be used",
+                way_out="write it; models/README.md says what belongs in it",
+            )
     names = {spec.name for spec in specs}
     wanted = {network for spec in specs for network in spec.networks()} | names
     users: dict[str, str] = {}
@@ -169,7 +176,7 @@ def _place(room: Path, directory: Path, specs: Sequence[ModelSpec], replace: boo
             continue  # a network that is installed already
         there = directory / folder
         if there.exists():
-            if folder not in names and _digest(network_file(room, folder)) == _digest(network_file(directory, folder)):
+            if _same(room / folder, there):
                 continue
             if not replace:
                 raise _there(folder, folder)
@@ -239,6 +246,12 @@ def _room(directory: Path) -> Iterator[Path]:
     finally:
         if room:
             shutil.rmtree(room, ignore_errors=True)
+
+
+def _same(made: Path, there: Path) -> bool:
+    """Whether all that was made lies there already, byte for byte; what was written there since does not count."""
+    files = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
+    return all(_digest(made / path) == _digest(there / path) for path in files)
 
 
 def _copy(folder: Path, to: Path) -> None:

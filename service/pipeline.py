@@ -72,7 +72,7 @@ def analyse(
     cancelled = cancelled or threading.Event()
     made_at = datetime.now(UTC)
     volumes = _Volumes()
-    with ThreadPoolExecutor(max_workers=len(models), thread_name_prefix="model") as pool:
+    with ThreadPoolExecutor(max_workers=max(1, len(models)), thread_name_prefix="model") as pool:
         answers = pool.map(
             lambda model: _ask(
                 Making(study=study, model=model, backend=scheduler.backend.name, made_at=made_at),

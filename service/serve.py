@@ -23,7 +23,7 @@ from service.backend import open_backend
 from service.config import Api, Config
 from service.errors import BackendError, ConfigError
 from service.intake.processes import Receivers
-from service.models import survey
+from service.models import installed, survey
 from service.store import open_store
 from service.types import Model
 from service.worker import Worker, progress_of
@@ -52,6 +52,8 @@ def serve(config: Config) -> None:
     lock = _lock(config.store.directory)
     store = open_store(config.store.directory, config.store.database)
     models, unreadable = survey(config.analysis.models_directory, config.analysis.models)
+    if not models and not unreadable:
+        installed(config.analysis.models_directory)  # says that there is none, and what to do
     backend = open_backend(config.analysis, config.triton)
     scheduler = Scheduler(backend)
     broken = {"models": "they are being loaded"}
@@ -94,7 +96,7 @@ def serve(config: Config) -> None:
     receivers.start()
     page.start()
     # Studies come in meanwhile, and wait: an engine build for a GPU can take minutes.
-    broken |= _load(models, scheduler)
+    broken |= _load(models, scheduler, stop)
     for name, error in unreadable.items():
         broken[name] = error.found
         log.failure("model.broken", error, model=name)
@@ -122,10 +124,12 @@ def serve(config: Config) -> None:
     log.event("service.stopped")
 
 
-def _load(models: Sequence[Model], scheduler: Scheduler) -> dict[str, str]:
+def _load(models: Sequence[Model], scheduler: Scheduler, stop: threading.Event) -> dict[str, str]:
     """Load all models; those that can't run, and why: the others run, and their own answers say that they failed."""
     broken = {}
     for model in models:
+        if stop.is_set():
+            break
         try:
             scheduler.add(model)
         except BackendError as exc:

@@ -25,7 +25,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Select(Frozen):
     """Which series the model takes. A series that meets every rule is a candidate; the best ranked is used."""
 
-    modality: str = Field(description="Modality (0008,0060) of the series.")
+    modality: str = Field(
+        pattern=r"^[A-Z][A-Z0-9]{1,15}$", description="Modality (0008,0060) of the series, as CT or MR."
+    )
     body_parts: tuple[str, ...] = Field(
         default=(),
         description="Accepted BodyPartExamined (0018,0015) values. A series without one is judged by its words.",
@@ -212,6 +214,13 @@ class ModelSpec(Frozen):
             seen.add(stage.name)
         if self.stages[-1].rule != "network":
             raise ValueError("the last stage must be a network: its answer becomes the findings")
+        return self
+
+    @model_validator(mode="after")
+    def _pins_its_own_networks(self) -> Self:
+        for network in self.source.onnx_sha256:
+            if network not in self.networks():
+                raise ValueError(f"source.onnx_sha256 names {network!r}, which is no network of the model")
         return self
 
     @model_validator(mode="after")

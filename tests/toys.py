@@ -117,6 +117,7 @@ def write_model(models: Path, name: str = "bright", *, orientation: str = "LPS")
     """Write a model folder with its network and return it."""
     _write_network(models / name, graphs.bright())
     (models / name / "model.toml").write_text(MODEL_TOML.format(name=name, orientation=orientation))
+    (models / name / "card.md").write_text("# A toy\n\n## Intended use and data\n\nTests.\n\n## Limits\n\nIt is one.\n")
     return models / name
 
 

@@ -70,7 +70,9 @@ class Faults:
 
     def away(self, network: str, now: float) -> bool:
         """Nobody answers for a network; whether that is worth waiting for, until `again_at`."""
-        known = self._away.setdefault(network, _Away(since=now))
+        known = self._away.get(network)
+        if known is None or now > known.again_at + PATIENCE_SECONDS:  # what was long ago was another time
+            known = self._away[network] = _Away(since=now)
         known.again_at = now + PAUSES[min(known.tries, len(PAUSES) - 1)]
         known.tries += 1
         if now - known.since < PATIENCE_SECONDS:

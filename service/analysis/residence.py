@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from threading import Condition
 
-from service import metrics
+from service import log, metrics
 from service.analysis.memory import Admission, Memory
 from service.errors import OutOfMemory, TooLarge
 from service.types import Backend, Network
@@ -48,7 +48,7 @@ class Residence:
         """
         try:
             for name in admission.unload:
-                self._backend.unload(name)
+                self._let_go(name)
             if admission.load:
                 self._load(network)
         except BaseException:
@@ -73,7 +73,7 @@ class Residence:
         try:
             self._load(network)
             if not self.memory.fits_alone(network.name):
-                self._backend.unload(network.name)
+                self._let_go(network.name)
                 raise too_large(network.name, self.memory)
             with self._wake:
                 self.memory.put(network.name)
@@ -93,12 +93,17 @@ class Residence:
                     return went
                 self.moving.add(idle[0])
                 self.memory.drop(idle[0])
-            try:
-                self._backend.unload(idle[0])
-            finally:
-                with self._wake:
-                    self.moving.discard(idle[0])
+            self._let_go(idle[0])
+            with self._wake:
+                self.moving.discard(idle[0])
             went = True
+
+    def _let_go(self, network: str) -> None:
+        """Unload a network; where that fails the backend is in trouble, which the next batch will tell."""
+        try:
+            self._backend.unload(network)
+        except Exception as exc:
+            log.failure("network.not_unloaded", exc, network=network)
 
     def _load(self, network: Network) -> None:
         """Load a network; if the account was wrong, once more with everything idle unloaded."""

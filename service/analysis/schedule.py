@@ -4,8 +4,8 @@ In which order they wait is `waiting.py`'s, what fits into the device's memory `
 `faults.py`'s; here are the threads that keep the backend busy. When a batch does not come back:
 
 - out of memory: it goes again in halves; a patch that did not fit beside others goes again alone;
-- the runtime died, or did not answer in time: each patch that was in it goes again alone. The one that does it again
-  has failed, the others have not;
+- the runtime died, or did not answer in time, or the batch was refused: each patch that was in it goes again alone.
+  The one that does it again has failed, the others have not;
 - nobody answers: everything waits, and after a while the studies are told, to be tried again later.
 """
 
@@ -108,6 +108,7 @@ class Scheduler:
         self._cost: dict[str, float] = {}  # seconds of the device for a patch
         self._last_used: dict[str, float] = {}
         self._faults = Faults()
+        self._users: dict[str, set[str]] = {}  # models, by network
         self._broken: dict[str, BackendError] = {}  # by model
         self._closed = False
         self._threads = [
@@ -127,34 +128,39 @@ class Scheduler:
             If a network can't run here: not readable, other tensors than ``model.toml`` says, too large. The model
             then stays refused, unless the error may pass: its networks are loaded when they are first asked for.
         """
+        name = model.spec.name
         try:
+            self._register(model)  # all of them, before the first is loaded: that may fail for now
             for network in model.networks:
-                self._add(network)
-        except BackendError as exc:
-            if not exc.retry:
-                self._broken[model.spec.name] = exc
-            raise
-        self._broken.pop(model.spec.name, None)
-
-    def _add(self, network: Network) -> None:
-        with self._wake:
-            known = self._networks.setdefault(network.name, network)
-            if known == network and network.name in self._memory.loaded:
-                return
-        if known != network:
-            raise ContractBroken(
-                doing=f"adding the network {network.name}",
-                found="another model describes its tensors otherwise",
-                rule="a network that several models share has one input and one output",
-                way_out="let their model.toml agree, or give one of them a network of its own",
-            )
-        try:
-            self._residence.settle(network)
+                if network.name not in self._memory.loaded:
+                    self._residence.settle(network)
         except BackendError as exc:
             if not exc.retry:
                 with self._wake:
-                    del self._networks[network.name]
+                    self._broken[name] = exc
+                    self._forget(name)
             raise
+        with self._wake:
+            self._broken.pop(name, None)
+
+    def _register(self, model: Model) -> None:
+        with self._wake:
+            for network in model.networks:
+                if self._networks.setdefault(network.name, network) != network:
+                    raise ContractBroken(
+                        doing=f"adding the network {network.name}",
+                        found="another model describes its tensors otherwise",
+                        rule="a network that several models share has one input and one output",
+                        way_out="let their model.toml agree, or give one of them a network of its own",
+                    )
+                self._users.setdefault(network.name, set()).add(model.spec.name)
+
+    def _forget(self, model: str) -> None:
+        """Take back the networks that only this model uses."""
+        for network, users in list(self._users.items()):
+            users.discard(model)
+            if not users:
+                del self._users[network], self._networks[network]
 
     def require(self, model: str) -> None:
         """Raise what makes a model unfit to run, if anything does.
@@ -250,6 +256,13 @@ class Scheduler:
                 raise _superseded()
             if network in self._faults.failing:
                 raise self._faults.failing[network]
+            if network not in self._networks:
+                raise ContractBroken(
+                    doing=f"running the network {network}",
+                    found="no model that was added has it",
+                    rule="a network is loaded, and held against model.toml, before it runs",
+                    way_out="see model.broken in the log, or run overread check; then start the service again",
+                )
             job = self._waiting.add(
                 stream, network, patch, cost_seconds=self._cost_of(network), now=time.perf_counter()
             )
@@ -283,6 +296,9 @@ class Scheduler:
                 self._running += 1
             try:
                 self._run(batch)
+            except BaseException as exc:  # ours, not the backend's: this thread must live, and nobody wait for ever
+                log.failure("scheduler.failed", exc, network=batch.network.name)
+                _refuse(batch.jobs, exc)
             finally:
                 with self._wake:
                     self._running -= 1
@@ -308,6 +324,8 @@ class Scheduler:
                 return self._take(suspects[:1], keep=()) or self._give_up(suspects[0].network)
             return None
         wanted = self._waiting.networks()
+        # Urgent work evicts what it needs at once, but not other urgent work, or each patch would load its network.
+        spared = self._waiting.networks(Priority.STAT).intersection(self._memory.loaded)
         first: list[Job] = []  # whose turn it is, but for the memory
         for group in self._waiting.groups(self._best):
             network, urgent = group[0].network, group[0].stream.priority is Priority.STAT
@@ -315,7 +333,8 @@ class Scheduler:
                 continue
             if not (urgent or self._is_ripe(group, now)):
                 continue
-            overdue = not first and (urgent or self._passed.get(network, 0) >= _TURN)
+            at_once = urgent and not spared - {network}
+            overdue = not first and (at_once or self._passed.get(network, 0) >= _TURN)
             if batch := self._take(group, keep=() if overdue else wanted):
                 if first:
                     self._passed[first[0].network] = self._passed.get(first[0].network, 0) + 1
@@ -370,20 +389,31 @@ class Scheduler:
     def _run(self, batch: _Batch) -> None:
         network, jobs = batch.network.name, batch.jobs
         try:
+            if jobs[0].alone:
+                self._residence.make_room(keep=network)
             self._residence.prepare(batch.network, batch.admission)
             began = time.perf_counter()
-            answers = self.backend.infer(network, [job.patch for job in jobs])
+            outputs = self.backend.infer(network, [job.patch for job in jobs])
             took = time.perf_counter() - began
+            answers = list(zip(*outputs, strict=True))
+            if len(answers) != len(jobs):
+                raise ContractBroken(
+                    doing=f"running the network {network}",
+                    found=f"{len(answers)} answers to {len(jobs)} patches",
+                    rule="a network answers each patch of a batch",
+                    way_out="export it with a free batch axis at its outputs too",
+                )
         except BaseException as exc:  # whatever it is, those who wait must hear it
             self._went_wrong(batch, exc)
             return
         with self._wake:
             self._faults.worked(network)
+            self._memory.put(network)  # the backend loads again by itself what a crash of another batch took away
             self._last_used[network] = time.time()
             self._cost[network] = 0.8 * self._cost_of(network) + 0.2 * took / len(jobs)
+        for job, answer in zip(jobs, answers, strict=True):
+            job.future.set_result(answer)
         metrics.count_batch(network, len(jobs), took)
-        for index, job in enumerate(jobs):
-            job.future.set_result(tuple(output[index] for output in answers))
 
     def _went_wrong(self, batch: _Batch, exc: BaseException) -> None:
         network, jobs, alone = batch.network.name, batch.jobs, batch.jobs[0].alone
@@ -406,6 +436,8 @@ class Scheduler:
                 self._again(jobs, alone=alone)
             elif isinstance(exc, BackendUnavailable):
                 _refuse(jobs + self._waiting.remove(lambda job: job.network == network), exc)
+            elif len(jobs) > 1:
+                self._again(jobs, alone=True)  # one of them may be the cause, and its neighbours another patient's
             else:
                 _refuse(jobs, exc)
             if isinstance(exc, BackendCrashed | BackendTimeout):
@@ -425,7 +457,8 @@ class Scheduler:
 
 def _refuse(jobs: Iterable[Job], exc: BaseException) -> None:
     for job in jobs:
-        job.future.set_exception(exc)
+        if not job.future.done():
+            job.future.set_exception(exc)
 
 
 def _stopping() -> Stopping:

@@ -90,9 +90,9 @@ class Waiting:
         """Let jobs wait again, where they stood."""
         self._jobs.extend(jobs)
 
-    def networks(self) -> set[str]:
-        """The networks that somebody waits for."""
-        return {job.network for job in self._jobs}
+    def networks(self, priority: Priority | None = None) -> set[str]:
+        """The networks that somebody waits for; or somebody of that urgency."""
+        return {job.network for job in self._jobs if priority in (None, job.stream.priority)}
 
     def groups(self, best_batch: Callable[[str], int]) -> list[list[Job]]:
         """What could be run next, the best choice first: of each network a batch.

@@ -7,6 +7,7 @@ other (a GPU reads it from there by itself). Small messages on a pipe say what i
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -194,6 +195,7 @@ class OnnxBackend:
         if lane.block is None or lane.block.size < needed:
             if lane.block:
                 lane.block.close()
+                lane.block = None  # should the new one fail, this one is gone all the same
             lane.block, lane.generation = Block.anonymous(-(-needed // _GRAIN_BYTES) * _GRAIN_BYTES), 0
         block = lane.block
         inside = block.array(place[1], place[0])
@@ -242,7 +244,12 @@ class OnnxBackend:
             limit_bytes=self.memory_bytes - loaded.resident_bytes,
             longest_seconds=self._patch_seconds / _MEASURED_PART,
         )
-        measured: Measured = self._other(generation, command, "measuring")
+        try:
+            measured: Measured = self._other(generation, command, "measuring")
+        except Exception:
+            with contextlib.suppress(Exception):  # what matters is why it could not be measured
+                self._other(generation, Command(verb="unload", network=network.name), "unloading")
+            raise
         envelope = Envelope(
             device=self._device,
             resident_bytes=loaded.resident_bytes,

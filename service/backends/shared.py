@@ -35,8 +35,12 @@ class Block:
     def anonymous(cls, size: int) -> Block:
         """A block without a name: it can't be left behind, and /dev/shm's limit (64 MB in a container) is not its."""
         fd = os.memfd_create(_PREFIX, os.MFD_CLOEXEC)
-        os.ftruncate(fd, size)
-        return cls(fd, size)
+        try:
+            os.ftruncate(fd, size)
+            return cls(fd, size)
+        except OSError:
+            os.close(fd)
+            raise
 
     @classmethod
     def named(cls, label: str, size: int) -> Block:

@@ -16,7 +16,7 @@ from service.backends.triton_channel import translate
 from service.backends.triton_contract import VERSION, check, not_ready
 from service.backends.triton_line import Forgotten, Line
 from service.config import Triton
-from service.errors import BackendCrashed, BackendUnavailable, ContractBroken, OutOfMemory
+from service.errors import BackendCrashed, BackendTimeout, BackendUnavailable, ContractBroken, OutOfMemory
 from service.types import Array, Envelope, Network
 
 _LOAD_PATIENCE = 10  # times `patch_seconds`: TensorRT builds its engine when a network is loaded
@@ -123,6 +123,11 @@ class TritonBackend:
             except BackendCrashed:
                 self._crashed.add(network)
                 raise
+            except BackendTimeout as exc:
+                if self.ready():
+                    raise
+                # The server as a whole is stuck: that is not the network's fault, and may pass.
+                raise self._line.away("it accepts calls, and answers none of them") from exc
 
     def ready(self) -> bool:
         """See `Backend.ready`. Live is enough: Triton calls itself ready only if every one of its networks is."""
@@ -238,6 +243,13 @@ class TritonBackend:
 def _check_patches(known: _Known, patches: Sequence[Array]) -> None:
     """Hold a batch against the network's input, before anything is copied."""
     shapes = {patch.shape for patch in patches}
+    if len(patches) > known.maximum and shapes == {known.network.input.dims}:
+        raise OutOfMemory(
+            doing=f"running the network {known.network.name}",
+            found=f"{len(patches)} patches",
+            rule=f"the server now takes up to {known.maximum} in one batch (max_batch_size)",
+            way_out="nothing: the batch is made smaller",
+        )
     if shapes == {known.network.input.dims} and len(patches) <= known.maximum:
         return
     raise ContractBroken(

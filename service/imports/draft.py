@@ -136,8 +136,8 @@ def _card(spec: ModelSpec, draft: Draft) -> str:
         f"import`: {draft.source}.\n\n"
         "**Nobody has tried it in Overread on images whose answer is known.** Do that before anybody reads its "
         "results: what its makers measured, they measured with their own software, on their own images.\n\n"
-        f"## What its makers say\n\n{draft.card}\n\n"
-        f"## What Overread does otherwise\n\n{notes}\n\n"
+        f"## What its makers say of intended use and data\n\n{draft.card}\n\n"
+        f"## Limits, and what Overread does otherwise\n\n{notes}\n\n"
         f"## Weights\n\nSHA-256 of the ONNX files, as they lie here:\n\n{digests}\n"
     )
 

@@ -194,12 +194,22 @@ def test_a_folder_replaces_another_only_where_that_is_asked_for(tmp_path: Path) 
     directory, folder = tmp_path / "models", write_model(tmp_path / "elsewhere", "c")
     write_model(directory, "c")
     (directory / "c" / "old.txt").write_text("old")
+    install(directory, str(folder))  # all of it is there already
+    (folder / "card.md").write_text("another card")
     with pytest.raises(ConfigError, match="--replace"):
         install(directory, str(folder))
     assert (directory / "c" / "old.txt").exists()
     install(directory, str(folder), replace=True)
     assert not (directory / "c" / "old.txt").exists()
     assert _of(directory) == ["c"]
+
+
+def test_a_folder_without_a_card_is_not_installed(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "elsewhere", "c")
+    (folder / "card.md").unlink()
+    with pytest.raises(ConfigError, match=r"no card\.md"):
+        install(tmp_path / "models", str(folder))
+    assert _of(tmp_path / "models") == []
 
 
 def test_a_network_that_another_model_uses_is_not_replaced(tmp_path: Path) -> None:
@@ -330,7 +340,7 @@ def test_of_a_folder_with_a_script_only_the_weights_go(tmp_path: Path) -> None:
     made = _uninstalled(tmp_path, "c")
     install(tmp_path, "c")
     assert remove(tmp_path, "c") == [made / "1"]
-    assert sorted(path.name for path in made.iterdir()) == ["build.py", "model.toml", "source.onnx"]
+    assert sorted(path.name for path in made.iterdir()) == ["build.py", "card.md", "model.toml", "source.onnx"]
     assert install(tmp_path, "c")
 
 
