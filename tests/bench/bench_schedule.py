@@ -11,17 +11,23 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from service.analysis.schedule import Scheduler
 from service.analysis.waiting import Stream
 from service.backend import open_backend
-from service.config import Analysis
+from service.backends.triton import TritonBackend
+from service.config import Analysis, Triton
 from service.models import installed
 from service.types import Array, Network
 from tests.support import REPOSITORY
+from tests.triton_server import TritonServer
 
 ROUNDS = 5
 STUDIES = 3
@@ -75,7 +81,45 @@ def test_the_scheduler_beside_bare_sessions() -> None:
             for patch in some:
                 sessions[name].run(None, {known[name].input.name: patch[np.newaxis]})
 
-    scheduler = Scheduler(open_backend(Analysis()))
+    compare("bare", bare, Scheduler(open_backend(Analysis())), asked)
+
+
+@pytest.mark.parametrize("kind", ["system", "none"])
+def test_the_scheduler_on_triton_beside_its_bare_client(kind: Literal["system", "none"], tmp_path: Path) -> None:
+    """The bare side is tritonclient as its examples use it: one call after the other, patches in messages."""
+    known = networks()
+    asked = patches(known)
+    server = TritonServer(tmp_path / "triton", [REPOSITORY / "models" / name for name in ("ct-liver", *known)])
+    server.start()
+    client = InferenceServerClient(server.url)
+
+    def bare() -> None:
+        for (_, name), some in asked.items():
+            for patch in some:
+                tensor = InferInput(known[name].input.name, [1, *patch.shape], "FP32")
+                tensor.set_data_from_numpy(patch[np.newaxis])
+                client.infer(name, [tensor]).as_numpy(known[name].outputs[0].name)
+
+    backend = TritonBackend(server.url, Triton(shared_memory=kind), patch_seconds=120)
+    try:
+        compare("bare client", bare, Scheduler(backend), asked)
+        backend_again = TritonBackend(server.url, Triton(shared_memory=kind), patch_seconds=120)
+        (lesion, *_) = known.values()
+        backend_again.load(lesion)
+        before = backend_again.copied_bytes
+        backend_again.infer(lesion.name, asked[0, lesion.name][:1])
+        copied = backend_again.copied_bytes - before
+        backend_again.close()
+        print(json.dumps({"shared_memory": kind, "copied_bytes_per_lesion_patch": copied}))
+    finally:
+        client.close()
+        server.kill()
+
+
+def compare(
+    peer: str, bare: Callable[[], None], scheduler: Scheduler, asked: Mapping[tuple[int, str], list[Array]]
+) -> None:
+    """Run both sides in turn, print their times, and close the scheduler."""
     for model in installed(REPOSITORY / "models", list(PATCHES)):
         scheduler.add(model)
     rounds = []
@@ -85,6 +129,7 @@ def test_the_scheduler_beside_bare_sessions() -> None:
     scheduler.close()
     figures = {
         "backend": scheduler.backend.name,
+        "beside": peer,
         "patches": sum(map(len, asked.values())),
         "bare_seconds": round(statistics.median(r["bare"] for r in rounds), 1),
         "scheduler_seconds": round(statistics.median(r["scheduler"] for r in rounds), 1),
