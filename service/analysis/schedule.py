@@ -16,11 +16,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from service import log, metrics
 from service.analysis.faults import Faults
 from service.analysis.memory import Admission
+from service.analysis.registry import NetworkState, Registry
 from service.analysis.residence import Residence, too_large
 from service.analysis.waiting import Answers, Job, Stream, Waiting
 from service.errors import (
@@ -33,40 +33,13 @@ from service.errors import (
     Stopping,
     Superseded,
 )
-from service.types import Array, Backend, Envelope, Model, Network, Priority
+from service.types import Array, Backend, Model, Network, Priority
 
 _AHEAD_BYTES = 512 << 20  # of patches that a stream may have waiting; the device must not idle, nor memory grow
 _AHEAD_LEAST = 3
 _FILL_SECONDS = 0.003  # how long a batch that is not full waits for its streams' next patches
 _GRACE_SECONDS = 2.0
 _TURN = 8  # batches that loaded networks may run before one that needs their memory gets its turn
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkState:
-    """How a network is, for the API and the page of models."""
-
-    name: str
-    loaded: bool
-    last_used: float | None  # seconds since 1970
-    envelope: Envelope | None
-    failing: str  # why it is not run any more; else empty
-
-    def as_json(self) -> dict[str, Any]:
-        """As the API shows it."""
-        sizes = self.envelope and {
-            "device": self.envelope.device,
-            "resident_bytes": self.envelope.resident_bytes,
-            "batch_bytes": dict(self.envelope.batch_bytes),
-            "best_batch": self.envelope.best_batch,
-        }
-        return {
-            "name": self.name,
-            "loaded": self.loaded,
-            "last_used": self.last_used,
-            "failing": self.failing,
-            "envelope": sizes,
-        }
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +73,7 @@ class Scheduler:
         self._residence = Residence(backend, self._wake)
         self._memory = self._residence.memory
         self._waiting = Waiting()
-        self._networks: dict[str, Network] = {}
+        self._registry = Registry()
         self._feeds: set[_Feed] = set()
         self._running = 0
         self._alone = False  # a suspect runs
@@ -108,8 +81,6 @@ class Scheduler:
         self._cost: dict[str, float] = {}  # seconds of the device for a patch
         self._last_used: dict[str, float] = {}
         self._faults = Faults()
-        self._users: dict[str, set[str]] = {}  # models, by network
-        self._broken: dict[str, BackendError] = {}  # by model
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"patches-{slot}", daemon=True) for slot in range(backend.slots)
@@ -128,39 +99,17 @@ class Scheduler:
             If a network can't run here: not readable, other tensors than ``model.toml`` says, too large. The model
             then stays refused, unless the error may pass: its networks are loaded when they are first asked for.
         """
-        name = model.spec.name
         try:
-            self._register(model)  # all of them, before the first is loaded: that may fail for now
+            with self._wake:
+                self._registry.add(model)  # all its networks, before the first is loaded: that may fail for now
             for network in model.networks:
                 if network.name not in self._memory.loaded:
                     self._residence.settle(network)
         except BackendError as exc:
             if not exc.retry:
                 with self._wake:
-                    self._broken[name] = exc
-                    self._forget(name)
+                    self._registry.refuse(model.spec.name, exc)
             raise
-        with self._wake:
-            self._broken.pop(name, None)
-
-    def _register(self, model: Model) -> None:
-        with self._wake:
-            for network in model.networks:
-                if self._networks.setdefault(network.name, network) != network:
-                    raise ContractBroken(
-                        doing=f"adding the network {network.name}",
-                        found="another model describes its tensors otherwise",
-                        rule="a network that several models share has one input and one output",
-                        way_out="let their model.toml agree, or give one of them a network of its own",
-                    )
-                self._users.setdefault(network.name, set()).add(model.spec.name)
-
-    def _forget(self, model: str) -> None:
-        """Take back the networks that only this model uses."""
-        for network, users in list(self._users.items()):
-            users.discard(model)
-            if not users:
-                del self._users[network], self._networks[network]
 
     def require(self, model: str) -> None:
         """Raise what makes a model unfit to run, if anything does.
@@ -170,8 +119,7 @@ class Scheduler:
         BackendError
             As `add` raised it.
         """
-        if model in self._broken:
-            raise self._broken[model]
+        self._registry.require(model)
 
     def close(self) -> None:
         """Refuse what waits, give what runs a moment, end the backend and the threads."""
@@ -197,7 +145,7 @@ class Scheduler:
                     envelope=self._memory.envelope(name),
                     failing=self._faults.failing[name].found if name in self._faults.failing else "",
                 )
-                for name in sorted(self._networks)
+                for name in sorted(self._registry.networks)
             ]
 
     # --- For those who ask ------------------------------------------------------------------------------------------
@@ -256,7 +204,7 @@ class Scheduler:
                 raise _superseded()
             if network in self._faults.failing:
                 raise self._faults.failing[network]
-            if network not in self._networks:
+            if network not in self._registry.networks:
                 raise ContractBroken(
                     doing=f"running the network {network}",
                     found="no model that was added has it",
@@ -358,7 +306,7 @@ class Scheduler:
         self._waiting.take(jobs)
         self._passed.pop(network, None)
         ticket = self._memory.begin(network, len(jobs))
-        return _Batch(network=self._networks[network], jobs=jobs, admission=admission, ticket=ticket)
+        return _Batch(network=self._registry.networks[network], jobs=jobs, admission=admission, ticket=ticket)
 
     def _give_up(self, network: str) -> _Batch | None:
         """Nothing runs and nothing else is loaded, and still it does not fit; what may run then."""
