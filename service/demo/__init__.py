@@ -6,4 +6,6 @@ organs.py         the body as tables: shape and HU of each organ, in the order o
 trees.py          branching vessels and airways
 phantom.py        chest_abdomen(), tiny(): the volume, the planted lesions, the organs' true masks
 phantom_dicom.py  write_series(), write_localizer(): the same as CT Image Storage files
+phantom_mr.py     a drawn head in MR, with a mass or without
+fitting.py        a phantom that fits what a model selects
 """
