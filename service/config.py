@@ -151,7 +151,7 @@ class Config(Frozen):
 
 
 def read_config(path: Path) -> Config:
-    """Read a site's file; relative folders in it are taken from the file's own folder.
+    """Read a site's file; relative folders and files in it are taken from the file's own folder.
 
     Raises
     ------
@@ -164,6 +164,13 @@ def read_config(path: Path) -> Config:
         update={
             "analysis": config.analysis.model_copy(
                 update={"models_directory": home / config.analysis.models_directory}
+            ),
+            "triton": config.triton.model_copy(
+                update={
+                    key: home / value
+                    for key in ("ca_file", "certificate_file", "key_file")
+                    if (value := getattr(config.triton, key))
+                }
             ),
             "store": config.store.model_copy(update={"directory": home / config.store.directory}),
         }

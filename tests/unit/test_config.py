@@ -65,6 +65,17 @@ def test_an_empty_file_listens_on_loopback_only_and_sends_nothing_anywhere(tmp_p
     assert config.intake.minimum_free_gib > 0
 
 
+def test_certificates_are_sought_from_the_files_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "overread.toml").write_text(
+        '[triton]\ntls = true\nca_file = "ca.pem"\nkey_file = "/etc/key.pem"\n'
+    )
+    triton = read_config(tmp_path / "site" / "overread.toml").triton
+    assert triton.ca_file == tmp_path / "site" / "ca.pem"
+    assert triton.key_file == Path("/etc/key.pem")
+    assert triton.certificate_file is None
+
+
 def test_relative_folders_are_taken_from_the_files_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "site.toml").write_text('[analysis]\nmodels_directory = "m"\n[store]\ndirectory = "v"')
