@@ -11,22 +11,11 @@ from pydicom.uid import CTImageStorage, MRImageStorage
 
 from service.demo.phantom import CHEST, LIVER, WHOLE, Phantom, chest_abdomen, tiny
 from service.demo.phantom_dicom import write_series
+from service.demo.phantom_mr import MR_MODULE
 from service.errors import ConfigError
 from service.spec import ModelSpec, Select
 
 _CLASSES = {"CT": CTImageStorage, "MR": MRImageStorage}
-_MR = {  # Type 1 and 2 of the MR Image Module (PS3.3 C.8.3.1); values from 0 up, as MR has them
-    "ScanningSequence": "SE",
-    "SequenceVariant": "NONE",
-    "ScanOptions": None,
-    "MRAcquisitionType": "2D",
-    "RepetitionTime": 500,
-    "EchoTime": 10,
-    "EchoTrainLength": 1,
-    "RescaleIntercept": 0,
-    "RescaleType": "US",
-    "KVP": None,
-}
 _WORDS = (
     "Phantom",
     "Chest abdomen pelvis",
@@ -61,7 +50,7 @@ def write_fitting(spec: ModelSpec, folder: Path) -> None:
     phantom = _anatomy(spec) if rules.modality == "CT" and rules.orientation in ("axial", "any") else None
     attributes: dict[str, object] = {"Modality": rules.modality, "SOPClassUID": _CLASSES[rules.modality]}
     if rules.modality == "MR":
-        attributes |= _MR
+        attributes |= MR_MODULE
     if rules.contrast == "none":
         attributes |= {"ContrastBolusAgent": None, "ContrastBolusRoute": None}
     description = _description(rules)

@@ -34,11 +34,7 @@ HEIGHTS: Final = (-20.0, 62.0)
 SCALP, BONE, FLUID, GREY, WHITE, OEDEMA, VESSEL = 720.0, 60.0, 130.0, 430.0, 570.0, 330.0, 950.0
 BLUR_PIXELS = 0.6  # standard deviation of the scanner's point spread, in the slice
 
-MR_IMAGE: Final[Mapping[str, object]] = {
-    # Types 1 and 2 of the MR Image Module (PS3.3 C.8.3.1), and the descriptions that say what was taken
-    "SOPClassUID": MRImageStorage,
-    "Modality": "MR",
-    "ImageType": ["ORIGINAL", "PRIMARY", "M", "SE"],
+MR_MODULE: Final[Mapping[str, object]] = {  # Types 1 and 2 of the MR Image Module (PS3.3 C.8.3.1); values from 0 up
     "ScanningSequence": "SE",
     "SequenceVariant": "NONE",
     "ScanOptions": None,
@@ -49,6 +45,12 @@ MR_IMAGE: Final[Mapping[str, object]] = {
     "RescaleIntercept": 0,
     "RescaleType": "US",
     "KVP": None,
+}
+MR_IMAGE: Final[Mapping[str, object]] = {  # and the descriptions that say what was taken
+    **MR_MODULE,
+    "SOPClassUID": MRImageStorage,
+    "Modality": "MR",
+    "ImageType": ["ORIGINAL", "PRIMARY", "M", "SE"],
     "ConvolutionKernel": None,
     "WindowCenter": 500,
     "WindowWidth": 1000,
