@@ -1,4 +1,4 @@
-"""The command line: ``overread serve | check | run | demo | models``."""
+"""The command line: ``overread serve | check | probe | run | demo | models``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="where objects and pictures go")
     run.add_argument("--model", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
     run.add_argument("--models-directory", type=Path, default=MODELS, metavar="DIR", help="default: %(default)s")
+    run.add_argument(
+        "--profile", default="", metavar="TOML", help="""which objects, e.g. 'seg = "labelmap", ko = true'"""
+    )
     run.set_defaults(run=_run)
+
+    probe = commands.add_parser("probe", help="what a destination accepts, and the profile that suits it")
+    probe.add_argument("name", metavar="NAME", help="of a destination in the configuration")
+    probe.add_argument("--config", type=Path, required=True, metavar="FILE", help="the site's overread.toml")
+    probe.add_argument("--send", action="store_true", help="send a phantom's images and results there, marked as such")
+    probe.add_argument("--wado", default="", metavar="URL", help="of its DICOMweb service: read back what was sent")
+    probe.set_defaults(run=_probe)
 
     demo = commands.add_parser("demo", help="the whole way on this machine: PACS, service, study, results, pictures")
     demo.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="a study; default: a CT phantom")
@@ -123,10 +133,19 @@ def _check(options: argparse.Namespace) -> int:
     return check(options.config)
 
 
-def _run(options: argparse.Namespace) -> int:
-    from service.run import run
+def _probe(options: argparse.Namespace) -> int:
+    from service.probe import probe
 
-    return run(options.folder, options.out, names=options.model, models_directory=options.models_directory)
+    return probe(options.config, options.name, send=options.send, wado=options.wado)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from service.run import profile_from, run
+
+    profile = profile_from(options.profile)
+    return run(
+        options.folder, options.out, names=options.model, models_directory=options.models_directory, profile=profile
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -18,7 +18,9 @@ from service.backend import open_backend
 from service.config import Config, Destination, read_config
 from service.errors import ConfigError, ServiceError
 from service.models import available, installed, survey
-from service.results.deliver import accepts, echo
+from service.results.choice import everything, preview
+from service.results.deliver import echo
+from service.results.negotiate import can_be_queried, negotiate
 from service.show import console
 from service.store import open_store
 from service.types import Backend, Model
@@ -160,15 +162,22 @@ def _runs(model: Model, backend: Backend) -> str:
 
 def _answers(destination: Destination, config: Config) -> str:
     echo(destination, our_ae_title=config.intake.ae_title)
-    refused = accepts(destination, our_ae_title=config.intake.ae_title)
-    if refused:
+    accepted = negotiate(destination, our_ae_title=config.intake.ae_title)
+    ideal = preview(destination.profile, everything)
+    actual = preview(destination.profile, lambda *pair: pair in accepted)
+    remarks = [*actual.remarks]
+    if destination.confirm == "query" and not can_be_queried(accepted):
+        remarks.append("it can't be asked whether it has them (C-FIND)")
+    if (destination.confirm == "query" and not can_be_queried(accepted)) or (ideal.objects and not actual.objects):
         raise ConfigError(
             doing=f"asking {destination.name} what it accepts",
-            found=f"it does not accept {', '.join(refused)}",
-            rule="results are Segmentation and Comprehensive 3D SR objects, and are confirmed by C-FIND",
-            way_out='allow these SOP classes there; without C-FIND set confirm = "none"',
+            found="; ".join(remarks),
+            rule="results go in the forms of its profile or the next best ones, and are confirmed by C-FIND",
+            way_out=f'allow these there, or see overread probe {destination.name}; without C-FIND set confirm = "none"',
         )
-    return f"{destination.ae_title} at {destination.host}:{destination.port} answers and accepts the results"
+    kinds = ", ".join(dict.fromkeys(made.kind for made in actual.objects)) or "no results, as its profile says"
+    said = f"{destination.ae_title} at {destination.host}:{destination.port} answers and gets {kinds}"
+    return "; ".join([said, *remarks])
 
 
 def _raising(error: ServiceError) -> Check:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import Final, NamedTuple
 
+from pydicom.uid import UID
+
 from service import __version__
 
 
@@ -25,8 +27,12 @@ ALL_ALGORITHMS_WITH_FINDINGS: Final = Code("111242", "DCM", "All algorithms succ
 ALL_ALGORITHMS_NO_FINDINGS: Final = Code("111241", "DCM", "All algorithms succeeded; without findings")
 NO_ALGORITHM_SUCCEEDED: Final = Code("111245", "DCM", "No algorithms succeeded; without findings")
 
+NOT_ALL_WITH_FINDINGS: Final = Code("111244", "DCM", "Not all algorithms succeeded; with findings")
+NOT_ALL_NO_FINDINGS: Final = Code("111243", "DCM", "Not all algorithms succeeded; without findings")
+
 SUMMARY_OF_DETECTIONS: Final = Code("111064", "DCM", "Summary of Detections")  # TID 4000, value set CID 6042
 SUCCEEDED: Final = Code("111222", "DCM", "Succeeded")
+PARTIALLY_SUCCEEDED: Final = Code("111223", "DCM", "Partially Succeeded")
 FAILED: Final = Code("111224", "DCM", "Failed")
 NOT_ATTEMPTED: Final = Code("111225", "DCM", "Not Attempted")
 
@@ -39,6 +45,9 @@ TRACKING_UNIQUE_IDENTIFIER: Final = Code("112040", "DCM", "Tracking Unique Ident
 ALGORITHM_NAME: Final = Code("111001", "DCM", "Algorithm Name")
 ALGORITHM_VERSION: Final = Code("111003", "DCM", "Algorithm Version")
 SOURCE_OF_MEASUREMENT: Final = Code("121112", "DCM", "Source of Measurement")  # CID 7551
+LATERALITY: Final = Code("272741003", "SCT", "Laterality")
+LEFT: Final = Code("7771000", "SCT", "Left")
+RIGHT: Final = Code("24028007", "SCT", "Right")
 COMMENT: Final = Code("121106", "DCM", "Comment")
 LONG_AXIS: Final = Code("103339001", "SCT", "Long axis")
 SHORT_AXIS: Final = Code("103340004", "SCT", "Short axis")
@@ -65,6 +74,34 @@ PROCEDURE_BY_MODALITY: Final = {
 }
 PROCEDURE_UNKNOWN: Final = Code("363679005", "SCT", "Imaging procedure")
 
+# --- What no standard code says -------------------------------------------------------------------------------------
+
+OWN_SCHEME: Final = "99OVERREAD"  # a private scheme begins with 99 (PS3.3 section 8.2)
+REASON: Final = Code("REASON", OWN_SCHEME, "Reason for limited or no analysis")
+CAUSES: Final = {  # by the key that errors and exclusions carry
+    "no-series": Code("NO_SERIES", OWN_SCHEME, "No series that the model takes"),
+    "modality": Code("MODALITY", OWN_SCHEME, "Modality that the model does not take"),
+    "own-result": Code("OWN_RESULT", OWN_SCHEME, "Result of an Overread"),
+    "derived": Code("DERIVED", OWN_SCHEME, "Localizer, derived or secondary images only"),
+    "no-images": Code("NO_IMAGES", OWN_SCHEME, "No images"),
+    "description": Code("DESCRIPTION", OWN_SCHEME, "Description that the model excludes"),
+    "body-part": Code("BODY_PART", OWN_SCHEME, "Body part that the model does not take, or unknown"),
+    "contrast": Code("CONTRAST", OWN_SCHEME, "Contrast agent missing or not wanted"),
+    "orientation": Code("ORIENTATION", OWN_SCHEME, "Plane of the slices that the model does not take"),
+    "slices": Code("SLICES", OWN_SCHEME, "Number of slices that the model does not take"),
+    "slice-spacing": Code("SLICE_SPACING", OWN_SCHEME, "Slice spacing that the model does not take"),
+    "rank": Code("RANK", OWN_SCHEME, "Another series of the study fits better"),
+    "attribute": Code("ATTRIBUTE", OWN_SCHEME, "Attribute missing or unreadable"),
+    "geometry": Code("GEOMETRY", OWN_SCHEME, "Images form no regular volume"),
+    "pixels": Code("PIXELS", OWN_SCHEME, "Pixel data can't be decoded"),
+    "region": Code("REGION", OWN_SCHEME, "Organ not found in the images"),
+    "character-set": Code("CHARACTER_SET", OWN_SCHEME, "Unknown character set"),
+    "incomplete": Code("INCOMPLETE", OWN_SCHEME, "Images of the study are missing"),
+    "failure": Code("FAILURE", OWN_SCHEME, "The analysis failed"),
+}
+
+LABEL_MAP_SEGMENTATION_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.7"  # PS3.4 B.5; younger than pydicom 3.0's lists
+
 # --- UIDs -----------------------------------------------------------------------------------------------------------
 
 _UID_SPACE: Final = uuid.UUID("6f3c0b62-5f53-5c0e-9a43-0f2a6b1f7d51")
@@ -89,6 +126,12 @@ def derive_uid(*parts: str) -> str:
 # Who we are, on each association and in each file (PS3.7 D.3.3.2, PS3.10 section 7.1); a name has 16 characters.
 IMPLEMENTATION_CLASS_UID: Final = derive_uid("implementation")
 IMPLEMENTATION_VERSION_NAME: Final = f"OVERREAD_{__version__.rpartition('.')[0]}"
+
+
+def uid_name(uid: str) -> str:
+    """What the standard calls a UID (PS3.6 Annex A)."""
+    return "Label Map Segmentation Storage" if uid == LABEL_MAP_SEGMENTATION_STORAGE else str(UID(uid).name)
+
 
 # --- DIMSE ----------------------------------------------------------------------------------------------------------
 

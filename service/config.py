@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from service.files import Frozen, read_toml
+from service.forms import Profile, Wanted
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -100,6 +101,9 @@ class Destination(Frozen):
     )
     timeout_seconds: float = Field(default=30.0, gt=0, description="Longest wait for an answer on an association.")
     retry_hours: float = Field(default=72.0, gt=0, description="How long transient failures are tried again.")
+    profile: Profile = Field(
+        default=Profile(), description="What it gets, and in which form; `overread probe NAME` proposes one."
+    )
 
 
 class StoreSection(Frozen):
@@ -144,6 +148,11 @@ class Config(Frozen):
         if self.intake.port == self.api.port and self.intake.host == self.api.host:
             raise ValueError(f"[intake] and [api] have the same port {self.api.port}")
         return self
+
+    @property
+    def wanted(self) -> Wanted:
+        """In which forms answers are written: all that some destination wants or may need."""
+        return Wanted.by(destination.profile for destination in self.destinations)
 
     def destination(self, name: str) -> Destination | None:
         """The destination of that name, if the file still has it."""

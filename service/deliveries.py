@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from service.overview import Overview
 from service.tables import DELIVERIES, STUDIES
@@ -19,6 +20,10 @@ _ANSWERED = (StudyState.DELIVERING, StudyState.DONE, StudyState.UNDELIVERED)
 
 class Deliveries(Overview):
     """What is remembered of objects on their way, in transactions of its own."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine)
+        self._insert: Any = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
     def delivery(self, delivery_id: int) -> Delivery:
         """One delivery."""
@@ -70,6 +75,55 @@ class Deliveries(Overview):
             self._finish(tx, row.study_uid)
             last_at = tx.execute(sa.select(STUDIES.c.last_at).where(STUDIES.c.study_uid == row.study_uid))
             return time.time() - float(last_at.scalar_one())
+
+    def replace_delivery(self, delivery_id: int, *, reason: str, in_its_place: Iterable[Delivery]) -> float:
+        """Remember that a destination does not accept an object, and queue what goes there instead, together.
+
+        Parameters
+        ----------
+        in_its_place
+            Their ``delivery_id`` is not looked at; what is queued or was sent already is not queued again.
+
+        Returns
+        -------
+        float
+            Seconds since the last instance of its study came.
+        """
+        with self._engine.begin() as tx:
+            study_uid = tx.scalar(sa.select(DELIVERIES.c.study_uid).where(DELIVERIES.c.delivery_id == delivery_id))
+            self._lock(tx, str(study_uid))
+            tx.execute(
+                sa.update(DELIVERIES)
+                .where(DELIVERIES.c.delivery_id == delivery_id)
+                .values(state=DeliveryState.REPLACED, reason=reason, changed_at=time.time())
+            )
+            for delivery in in_its_place:
+                self._queue(tx, str(study_uid), delivery)
+            self._finish(tx, str(study_uid))
+            last_at = tx.execute(sa.select(STUDIES.c.last_at).where(STUDIES.c.study_uid == study_uid))
+            return time.time() - float(last_at.scalar_one())
+
+    def _queue(self, tx: sa.Connection, study_uid: str, delivery: Delivery) -> None:
+        """Queue an object for a destination that was not to get it before."""
+        tx.execute(
+            self._insert(DELIVERIES)
+            .values(
+                study_uid=study_uid,
+                destination=delivery.destination,
+                kind=delivery.kind,
+                class_uid=delivery.sop_class_uid,
+                series_uid=delivery.series_instance_uid,
+                sop_uid=delivery.sop_instance_uid,
+                path=str(delivery.path),
+                state=DeliveryState.QUEUED,
+                attempts=0,
+                reason="",
+                queued_at=delivery.queued_at,
+                next_at=0.0,
+                changed_at=time.time(),
+            )
+            .on_conflict_do_nothing()
+        )
 
     @staticmethod
     def _lock(tx: sa.Connection, study_uid: str) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from service import log, metrics
 from service.config import Destination
-from service.errors import DeliveryError
+from service.errors import DeliveryError, NotAccepted
 from service.results import deliver
+from service.results.choice import choose, everything, stands_in
+from service.results.negotiate import Acceptance
 from service.store import Store
-from service.types import Delivery, DeliveryState
+from service.types import Delivery, DeliveryState, FrozenAnswer, FrozenObject
 
 _PAUSES = (2.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds before the next attempt; then the last again
 _QUERY_PAUSES = (0.0, 0.5, 2.0, 5.0, 15.0)  # seconds before each look for an object that was stored
@@ -25,32 +27,88 @@ class Attempt:
     reason: str  # in words
     error: DeliveryError | None
     next_at: float  # when the next one is due, if there is one; seconds since 1970
+    in_its_place: tuple[FrozenObject, ...] = ()  # what goes there instead: the destination does not accept it
 
 
 def attempt(
-    delivery: Delivery, destination: Destination, store: Store, *, our_ae_title: str, stopping: threading.Event
+    delivery: Delivery,
+    destination: Destination,
+    store: Store,
+    *,
+    answer: FrozenAnswer | None = None,
+    acceptance: Acceptance | None = None,
+    our_ae_title: str,
+    stopping: threading.Event,
 ) -> Attempt:
     """Send an object unless it was sent, then look whether it is there. Never raises.
 
     Parameters
     ----------
+    answer, acceptance
+        The answer that the object is of, and what destinations accept: with both, an object that is not accepted is
+        replaced by the next best of its answer.
     store
         Is told as soon as the peer has said Success.
     stopping
         Ends the wait for a peer that indexes slowly; what was sent is then looked for after the restart.
     """
+    instead: tuple[FrozenObject, ...] = ()
     try:
+        if answer and acceptance and delivery.state != DeliveryState.SENT:
+            try:
+                refusal, instead = _instead(delivery, answer, destination, acceptance)
+            except DeliveryError as exc:
+                state = DeliveryState.RETRYING if exc.retry else DeliveryState.REFUSED
+                return _ended(delivery, destination, state, deliver.explain(exc), exc)
+            if refusal:
+                state = DeliveryState.REPLACED if instead else DeliveryState.REFUSED
+                return _ended(delivery, destination, state, refusal, None, instead)
         state, reason, error = _try(delivery, destination, store, our_ae_title=our_ae_title, stopping=stopping)
+        if acceptance and isinstance(error, NotAccepted) and state == DeliveryState.REFUSED:
+            acceptance.forget(destination)  # it did accept it: what it accepts now is asked at the next attempt
+            state = DeliveryState.RETRYING
     except Exception as exc:  # not foreseen: it is tried again as if it had been
         log.failure("delivery.failed", exc, delivery_id=delivery.delivery_id, destination=delivery.destination)
         state, reason, error = DeliveryState.RETRYING, f"an internal error ({type(exc).__name__})", None
+    return _ended(delivery, destination, state, reason, error)
+
+
+def _instead(
+    delivery: Delivery, answer: FrozenAnswer, destination: Destination, acceptance: Acceptance
+) -> tuple[str, tuple[FrozenObject, ...]]:
+    """Why an object does not go to a destination, and what goes there in its place; empty, if it goes.
+
+    What the profile does not want was queued under an earlier one, or stands in for another object: it goes.
+    """
+    ideal = choose(answer, destination.profile, everything)
+    if delivery.sop_instance_uid not in {made.sop_instance_uid for made in ideal.objects}:
+        return "", ()
+    actual = choose(answer, destination.profile, acceptance.of(destination))
+    if delivery.sop_instance_uid in {made.sop_instance_uid for made in actual.objects}:
+        return "", ()
+    itself = next(made for made in ideal.objects if made.sop_instance_uid == delivery.sop_instance_uid)
+    reason = "; ".join(actual.remarks) or "it refers to an object that is not accepted"
+    if not stands_in(ideal, actual, itself):
+        return f"{reason}. Way out: allow it at the destination, or take it out of the profile", ()
+    return reason, actual.objects
+
+
+def _ended(
+    delivery: Delivery,
+    destination: Destination,
+    state: DeliveryState,
+    reason: str,
+    error: DeliveryError | None,
+    in_its_place: tuple[FrozenObject, ...] = (),
+) -> Attempt:
+    """What follows from how an attempt ended; none follows for ever."""
     if time.time() - delivery.queued_at > destination.retry_hours * 3600:
         if state == DeliveryState.RETRYING:
             state = DeliveryState.REFUSED
         elif state in (DeliveryState.SENT, DeliveryState.QUEUED):
             state = DeliveryState.UNCONFIRMED
     next_at = time.time() + _PAUSES[min(delivery.attempts, len(_PAUSES) - 1)]
-    return Attempt(state=state, reason=reason, error=error, next_at=next_at)
+    return Attempt(state=state, reason=reason, error=error, next_at=next_at, in_its_place=in_its_place)
 
 
 def tell(delivery: Delivery, made: Attempt, *, seconds_since_last_slice: float) -> None:

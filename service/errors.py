@@ -10,7 +10,8 @@
     │   ├── NoModelApplies       no series that the model takes
     │   ├── MissingAttribute     a header lacks what the analysis needs
     │   ├── UnsuitableGeometry   the images are no volume that the model takes
-    │   └── RegionNotFound       the organ in which the model looks is not in the images
+    │   ├── RegionNotFound       the organ in which the model looks is not in the images
+    │   └── UnknownCharacterSet  the patient's name can't be read, so it can't be written either
     ├── BackendError
     │   ├── BackendUnavailable   retry: no server, no device
     │   │   ├── Stopping         retry after the restart: the service begins nothing new
@@ -26,6 +27,7 @@
         ├── PeerUnreachable      retry: no connection, or it broke
         ├── AssociationRejected  the peer said no; ``retry`` tells whether for now or for good
         └── InstanceRefused      the peer refused this object; ``retry`` by its status
+            └── NotAccepted      final: it takes no such object, or not so encoded
 
 Foreign exceptions become these in the edge modules and nowhere else (``raise ... from exc``).
 """
@@ -93,21 +95,38 @@ class NotUnderstood(IntakeError):
 class StudyUnsuitable(ServiceError):
     """The study, as it is, can't be analysed by a model. Final, and an answer in itself."""
 
+    cause: ClassVar[str] = "pixels"
+    """The reason as a key of `service.codes.CAUSES`."""
+
 
 class NoModelApplies(StudyUnsuitable):
     """No series of the study is one that the model takes."""
+
+    cause = "no-series"
 
 
 class MissingAttribute(StudyUnsuitable):
     """A header lacks an attribute that the analysis needs."""
 
+    cause = "attribute"
+
 
 class UnsuitableGeometry(StudyUnsuitable):
     """The images do not form a volume, or not one that the model takes."""
 
+    cause = "geometry"
+
 
 class RegionNotFound(StudyUnsuitable):
     """The organ in which the model looks was not found in the images: nothing was looked at."""
+
+    cause = "region"
+
+
+class UnknownCharacterSet(StudyUnsuitable):
+    """The patient's name, or another text that results must carry, is in a character set that nobody knows."""
+
+    cause = "character-set"
 
 
 class BackendError(ServiceError):
@@ -182,6 +201,13 @@ class InstanceRefused(DeliveryError):
     def __init__(self, *, doing: str, found: str, rule: str, way_out: str, retry: bool) -> None:
         super().__init__(doing=doing, found=found, rule=rule, way_out=way_out)
         self.retry = retry
+
+
+class NotAccepted(InstanceRefused):
+    """The destination accepts no presentation context for it: something else may go in its place."""
+
+    def __init__(self, *, doing: str, found: str, rule: str, way_out: str) -> None:
+        super().__init__(doing=doing, found=found, rule=rule, way_out=way_out, retry=False)
 
 
 class NetworkFails(BackendError):

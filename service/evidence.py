@@ -14,9 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from service.files import sync_folder
-from service.types import Answer, Evidence, Finding, Judgement, Lesion, Mark, Point, ResultObject
+from service.forms import Kind
+from service.types import (
+    Answer,
+    Evidence,
+    Finding,
+    FrozenAnswer,
+    FrozenObject,
+    Judgement,
+    Lesion,
+    Mark,
+    Outcome,
+    Point,
+    Report,
+    ResultObject,
+)
 
 _ANSWERS = "answers.json"
+# What was frozen before there were forms had one of each kind.
+_OF_OLDER_VERSIONS = {"form": "", "part": 1, "base": "", "transfer_syntax_uid": "1.2.840.10008.1.2.1"}
 
 
 def folder_of(directory: Path, study_uid: str, revision: int) -> Path:
@@ -84,6 +100,53 @@ def frozen_answers(folder: Path) -> list[dict[str, Any]]:
     return answers
 
 
+def answers_in(folder: Path) -> tuple[FrozenAnswer, ...]:
+    """The answers of a frozen analysis, as deliveries need them."""
+    return tuple(answer_from(body) for body in frozen_answers(folder))
+
+
+def answer_from(body: dict[str, Any]) -> FrozenAnswer:
+    """An answer by what `as_json` gave of it."""
+    return FrozenAnswer(
+        model=body["model"],
+        outcome=Outcome(body["outcome"]),
+        has_findings=bool(body["findings"]),
+        objects=tuple(
+            FrozenObject(**{**_OF_OLDER_VERSIONS, **made, "kind": Kind(made["kind"])}) for made in body["objects"]
+        ),
+    )
+
+
+def answer_of(folder: Path, sop_instance_uid: str) -> FrozenAnswer | None:
+    """The frozen answer that an object is of; None where the evidence is gone."""
+    try:
+        answers = answers_in(folder)
+    except OSError:
+        return None
+    return next((it for it in answers if sop_instance_uid in {made.sop_instance_uid for made in it.objects}), None)
+
+
+def reports_of(directory: Path, study_uid: str, *, before: int) -> dict[str, list[Report]]:
+    """The reports that a study's earlier analyses made, by model."""
+    reports: dict[str, list[Report]] = {}
+    for revision in range(before):
+        folder = folder_of(directory, study_uid, revision)
+        for answer in answers_in(folder) if folder.exists() else ():
+            reports.setdefault(answer.model, []).extend(
+                Report(
+                    revision=revision,
+                    form=made.form,
+                    base=made.base,
+                    sop_class_uid=made.sop_class_uid,
+                    series_instance_uid=made.series_instance_uid,
+                    sop_instance_uid=made.sop_instance_uid,
+                )
+                for made in answer.objects
+                if made.kind is Kind.SR
+            )
+    return reports
+
+
 def as_json(answer: Answer) -> dict[str, Any]:
     """An answer as the API shows it: plain values, no arrays, no patient data."""
     spec = answer.model
@@ -94,19 +157,27 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "weights_sha256": answer.weights_sha256,
         "outcome": answer.outcome,
         "reason": answer.reason,
+        "causes": list(answer.causes),
         "series_uid": answer.selection.series.series_instance_uid if answer.selection else None,
         "why": answer.selection.why if answer.selection else None,
-        "excluded": [{"series_uid": e.series_instance_uid, "reason": e.reason} for e in answer.excluded],
+        "excluded": [
+            {"series_uid": e.series_instance_uid, "reason": e.reason, "cause": e.cause} for e in answer.excluded
+        ],
         "notes": list(answer.notes),
         "findings": [_finding(answer, finding) for finding in answer.findings],
         "dropped": answer.dropped,
+        "summary": picture_name(answer, 0) if any(picture.finding == 0 for picture in answer.pictures) else None,
         "seconds": {stage: round(value, 3) for stage, value in answer.seconds.items()},
         "objects": [
             {
                 "kind": made.kind,
+                "form": made.form,
+                "part": made.part,
                 "sop_class_uid": made.sop_class_uid,
+                "transfer_syntax_uid": made.transfer_syntax_uid,
                 "sop_instance_uid": made.sop_instance_uid,
                 "series_instance_uid": made.series_instance_uid,
+                "base": made.base,
                 "file": object_name(answer, made),
             }
             for made in answer.objects
@@ -116,12 +187,15 @@ def as_json(answer: Answer) -> dict[str, Any]:
 
 def object_name(answer: Answer, made: ResultObject) -> str:
     """File name of an object within its evidence folder."""
-    return f"{answer.model.name}.{made.kind}.dcm"
+    which = [made.form] if made.form else []
+    if made.part > 1 or made.kind is Kind.SC:
+        which.append(str(made.part))
+    return ".".join([answer.model.name, made.kind, *which, "dcm"])
 
 
 def picture_name(answer: Answer, finding: int) -> str:
-    """File name of a finding's picture within its evidence folder."""
-    return f"{answer.model.name}-{finding}.png"
+    """File name of a finding's picture, or of the sheet (0), within its evidence folder."""
+    return f"{answer.model.name}-{finding or 'summary'}.png"
 
 
 def _finding(answer: Answer, finding: Finding) -> dict[str, Any]:
@@ -132,6 +206,7 @@ def _finding(answer: Answer, finding: Finding) -> dict[str, Any]:
         "tracking_uid": finding.tracking_uid,
         "finding": finding.kind.finding.meaning,
         "site": finding.kind.site.meaning,
+        "laterality": finding.laterality.meaning if finding.laterality else None,
         "probability": round(finding.probability, 4),
         **_measured(finding),
         "slice": finding.key_slice + 1,

@@ -31,6 +31,9 @@ BATCH_SECONDS = Histogram(
 BATCH_FAILURES = Counter("overread_batch_failures", "Batches that did not come back.", ["network", "reason"])
 NETWORK_LOADS = Counter("overread_network_loads", "How often a network was loaded into the device.", ["network"])
 ANSWERS = Counter("overread_answers", "Answers to studies, by model and outcome.", ["model", "outcome"])
+PROOF_FAILURES = Counter(
+    "overread_proof_failures", "Answers whose objects did not prove, and were not sent: a fault of Overread.", ["model"]
+)
 DELIVERIES = Counter("overread_delivery_attempts", "Attempts to deliver an object.", ["destination", "outcome"])
 LAST_SLICE_TO_DELIVERED = Histogram(
     "overread_last_slice_to_delivered_seconds",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -17,20 +18,22 @@ from service.analysis.schedule import Scheduler
 from service.analysis.select import NoSeriesFits, select
 from service.analysis.volume import read_volume
 from service.analysis.waiting import Stream
-from service.errors import BackendError, ServiceError, Stopping, StudyUnsuitable, Superseded
-from service.results import capture, proof, seg, sr
+from service.errors import BackendError, EncodingError, ServiceError, Stopping, StudyUnsuitable, Superseded
+from service.forms import Wanted
+from service.results import objects, proof
 from service.results.identity import Making, tracking_uid
 from service.types import (
     Answer,
+    Conclusion,
     Evidence,
     Exclusion,
     Finding,
-    Lesion,
     Model,
     Outcome,
     Picture,
     Priority,
     Progress,
+    Report,
     ResultObject,
     Selection,
     Series,
@@ -45,6 +48,8 @@ def analyse(
     scheduler: Scheduler,
     *,
     progress: Progress,
+    wanted: Wanted = Wanted(),  # noqa: B008 - frozen
+    earlier: Mapping[str, Sequence[Report]] | None = None,
     last_try: bool = True,
     priority: Priority = Priority.ROUTINE,
     cancelled: threading.Event | None = None,
@@ -55,6 +60,10 @@ def analyse(
     ----------
     scheduler
         Feeds the backend, in which the models' networks are loaded.
+    wanted
+        In which forms the answers are written.
+    earlier
+        By model: what earlier analyses of the study reported; new reports name them as predecessors.
     last_try
         Whether a backend that is unavailable now makes the answer "failed"; else its error is raised.
     priority
@@ -75,9 +84,16 @@ def analyse(
     with ThreadPoolExecutor(max_workers=max(1, len(models)), thread_name_prefix="model") as pool:
         answers = pool.map(
             lambda model: _ask(
-                Making(study=study, model=model, backend=scheduler.backend.name, made_at=made_at),
+                Making(
+                    study=study,
+                    model=model,
+                    backend=scheduler.backend.name,
+                    made_at=made_at,
+                    earlier=tuple((earlier or {}).get(model.spec.name, ())),
+                ),
                 scheduler,
                 volumes,
+                wanted=wanted,
                 stream=Stream(priority=priority, cancelled=cancelled),
                 progress=progress,
                 last_try=last_try,
@@ -94,11 +110,8 @@ def unreadable(model: Model, reason: str) -> Answer:
         weights_sha256=model.weights_sha256,
         outcome=Outcome.UNSUITABLE,
         reason=reason,
+        causes=("no-images",),
         selection=None,
-        excluded=(),
-        findings=(),
-        dropped=0,
-        notes=(),
         seconds={},
         objects=(),
         pictures=(),
@@ -110,17 +123,17 @@ def _ask(
     scheduler: Scheduler,
     volumes: _Volumes,
     *,
+    wanted: Wanted,
     stream: Stream,
     progress: Progress,
     last_try: bool,
 ) -> Answer:
     """One model's answer. Whatever goes wrong with it is the answer; the other models do not notice."""
     study, spec = making.study, making.model.spec
-    draft = _Draft(making)
+    draft = _Draft(making, wanted)
     try:
         with draft.timed("select"):
-            draft.selection = select(study, spec)
-            draft.excluded = draft.selection.excluded
+            draft.choose(select(study, spec))
         scheduler.require(spec.name)
         for source in _sources(draft, volumes):
             with draft.timed("infer"):
@@ -128,20 +141,22 @@ def _ask(
             with draft.timed("findings"):
                 tracking = partial(tracking_uid, source.series, spec.name)
                 draft.take(source, *find(prediction, source, spec, tracking_uid=tracking))
-        draft.outcome = Outcome.FINDINGS if draft.findings else Outcome.NO_FINDINGS
+        draft.conclude()
         draft.encode()
-        draft.draw()
+    except NoSeriesFits as exc:
+        draft.end(Outcome.UNSUITABLE, exc.found, exc.causes, exc.excluded)
     except StudyUnsuitable as exc:
-        draft.excluded = exc.excluded if isinstance(exc, NoSeriesFits) else draft.excluded
-        draft.end(Outcome.UNSUITABLE, exc.found)
+        draft.end(Outcome.UNSUITABLE, exc.found, (exc.cause,))
     except ServiceError as exc:
         if isinstance(exc, Stopping | Superseded) or (isinstance(exc, BackendError) and exc.retry and not last_try):
             raise
+        if isinstance(exc, EncodingError):
+            metrics.PROOF_FAILURES.labels(model=spec.name).inc()
         log.failure("model.failed", exc, study_uid=study.study_instance_uid, model=spec.name)
-        draft.end(Outcome.FAILED, f"{exc.doing}: {exc.found}")
+        draft.end(Outcome.FAILED, f"{exc.doing}: {exc.found}", ("failure",))
     except Exception as exc:  # promise 7: one bad neighbour stops nobody
         log.failure("model.failed", exc, study_uid=study.study_instance_uid, model=spec.name)
-        draft.end(Outcome.FAILED, f"an internal error ({type(exc).__name__})")
+        draft.end(Outcome.FAILED, f"an internal error ({type(exc).__name__})", ("failure",))
     return draft.answer()
 
 
@@ -153,25 +168,25 @@ def _sources(draft: _Draft, volumes: _Volumes) -> Iterator[SourceVolume]:
     yield draft.source
     judgement = draft.making.model.spec.judgement
     for series in draft.selection.others if judgement and judgement.level == "study" else ():
-        with suppress(StudyUnsuitable):  # it stays among the excluded
+        try:
             with draft.timed("volume"):
                 source = volumes.of(series)
+        except StudyUnsuitable as exc:
+            draft.miss(series, exc)
+        else:
             yield source
 
 
 class _Draft:
     """An answer on its way; `answer` makes it one."""
 
-    def __init__(self, making: Making) -> None:
-        self.making = making
+    def __init__(self, making: Making, wanted: Wanted) -> None:
+        self.making, self._wanted = making, wanted
         self._best = -1.0
-        self.outcome = Outcome.FAILED
-        self.reason = ""
+        self._missed: list[tuple[str, str]] = []  # what was not looked at that should have been: in words, and why
         self.selection: Selection | None = None
         self.source: SourceVolume | None = None
-        self.excluded: tuple[Exclusion, ...] = ()
-        self.findings: tuple[Finding, ...] = ()
-        self.dropped = 0
+        self.conclusion = Conclusion(outcome=Outcome.FAILED)
         self.seconds: dict[str, float] = {}
         self.objects: tuple[ResultObject, ...] = ()
         self.pictures: tuple[Picture, ...] = ()
@@ -187,68 +202,70 @@ class _Draft:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + took
             metrics.STAGE_SECONDS.labels(model=self.making.model.spec.name, stage=stage).observe(took)
 
+    def choose(self, selection: Selection) -> None:
+        """Take the chosen series, and what is left out."""
+        self.selection = selection
+        self.conclusion = replace(self.conclusion, excluded=selection.excluded)
+
+    def miss(self, series: Series, why: StudyUnsuitable) -> None:
+        """Note a series that should have been looked at and could not be."""
+        self._missed.append((f"series {series.series_instance_uid} could not be looked at: {why.found}", why.cause))
+
     def take(self, source: SourceVolume, findings: tuple[Finding, ...], dropped: int) -> None:
         """What a series gave; of several series, the one with the most probable finding stands for the study."""
         best = max((finding.probability for finding in findings), default=0.0)
         if best > self._best:
-            self._best, self.source, self.findings, self.dropped = best, source, findings, dropped
+            self._best, self.source = best, source
+            self.conclusion = replace(self.conclusion, findings=findings, dropped=dropped, notes=source.notes)
+
+    def conclude(self) -> None:
+        """Say how the work ended."""
+        outcome = Outcome.FINDINGS if self.conclusion.findings else Outcome.NO_FINDINGS
+        self.conclusion = replace(
+            self.conclusion,
+            outcome=Outcome.PARTIAL if self._missed else outcome,
+            reason="; ".join(words for words, _ in self._missed),
+            causes=tuple(sorted({cause for _, cause in self._missed})),
+        )
 
     def encode(self) -> None:
-        """Make the objects, and prove them."""
-        making, source = self.making, self.source
+        """Draw the pictures, make the objects, and prove them."""
+        making, source, conclusion = self.making, self.source, self.conclusion
+        with self.timed("draw"):
+            pictures = objects.pictures_of(making, conclusion, source)
         with self.timed("encode"):
-            lesions = [finding for finding in self.findings if isinstance(finding, Lesion)]
-            segmentation = seg.segmentation(source, lesions, making) if source and lesions else None
-            report = sr.report(
-                making,
-                source=source,
-                findings=self.findings,
-                outcome=self.outcome,
-                reason=self.reason,
-                dropped=self.dropped,
-                excluded=self.excluded,
-                segmentation=segmentation,
-            )
-            objects = (segmentation, report) if segmentation else (report,)
+            made = objects.objects_of(making, conclusion, source, self._wanted, pictures)
         with self.timed("proof"):
-            proof.prove(source, self.findings, objects, making)
-        self.objects = objects
+            proof.prove(making, conclusion, source, made, pictures)
+        self.objects, self.pictures = made, pictures
 
-    def draw(self) -> None:
-        """Make the pictures; a result without one of them is a result all the same."""
-        source = self.source
-        assert source
-        spec = self.making.model.spec
-        pictures = []
-        for finding in self.findings:
-            try:
-                pictures.append(capture.picture(source, finding, spec.title))
-            except Exception as exc:
-                log.failure("picture.failed", exc, study_uid=self.making.study.study_instance_uid, model=spec.name)
-        self.pictures = tuple(pictures)
-
-    def end(self, outcome: Outcome, reason: str) -> None:
+    def end(
+        self, outcome: Outcome, reason: str, causes: tuple[str, ...], excluded: tuple[Exclusion, ...] | None = None
+    ) -> None:
         """The answer without findings; should even that not be encodable, the answer is kept here all the same."""
-        self.outcome, self.reason, self.findings, self.dropped = outcome, reason, (), 0
+        self.conclusion = Conclusion(
+            outcome=outcome,
+            reason=reason,
+            causes=causes,
+            excluded=self.conclusion.excluded if excluded is None else excluded,
+            notes=self.source.notes if self.source else (),
+        )
         self.objects, self.pictures = (), ()
         try:
             self.encode()
         except Exception as exc:
             log.failure("answer.not_encoded", exc, study_uid=self.making.study.study_instance_uid)
-            self.outcome, self.reason = Outcome.FAILED, f"{reason}; and its report could not be written"
+            self.conclusion = replace(
+                self.conclusion, outcome=Outcome.FAILED, reason=f"{reason}; and its report could not be written"
+            )
 
     def answer(self) -> Answer:
         """The answer as it stands."""
         return Answer(
+            **{field.name: getattr(self.conclusion, field.name) for field in fields(Conclusion)},
             model=self.making.model.spec,
             weights_sha256=self.making.model.weights_sha256,
-            outcome=self.outcome,
-            reason=self.reason,
             selection=self.selection,
-            excluded=self.excluded,
-            findings=self.findings,
-            dropped=self.dropped,
-            notes=self.source.notes if self.source else (),
             seconds=self.seconds,
             objects=self.objects,
             pictures=self.pictures,

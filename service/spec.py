@@ -90,6 +90,11 @@ class FindingClass(Frozen):
     )
     site: Code = Field(description="Finding site, e.g. the organ.")
     colour: tuple[Byte, Byte, Byte] = Field(default=(230, 60, 60), description="Recommended display colour, 8 bit RGB.")
+    paired: bool = Field(
+        default=False,
+        description="Whether the site is a paired organ: the results then say the side, where the images leave no "
+        "doubt about it.",
+    )
     normal: bool = Field(
         default=False, description="Whether it means that nothing was found (classification): it is never reported."
     )

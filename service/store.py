@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.deliveries import OPEN, Deliveries
 from service.errors import ConfigError
@@ -34,7 +33,6 @@ class Store(Deliveries):
 
     def __init__(self, url: str) -> None:
         super().__init__(open_engine(url))
-        self._insert: Any = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
 
     def create_tables(self) -> None:
         """Make the tables that are missing."""
@@ -254,25 +252,7 @@ class Store(Deliveries):
                     .on_conflict_do_nothing()
                 )
             for delivery in deliveries:
-                tx.execute(
-                    self._insert(DELIVERIES)
-                    .values(
-                        study_uid=study_uid,
-                        destination=delivery.destination,
-                        kind=delivery.kind,
-                        class_uid=delivery.sop_class_uid,
-                        series_uid=delivery.series_instance_uid,
-                        sop_uid=delivery.sop_instance_uid,
-                        path=str(delivery.path),
-                        state=DeliveryState.QUEUED,
-                        attempts=0,
-                        reason="",
-                        queued_at=delivery.queued_at,
-                        next_at=0.0,
-                        changed_at=time.time(),
-                    )
-                    .on_conflict_do_nothing()
-                )
+                self._queue(tx, study_uid, delivery)
             self._finish(tx, study_uid)
             return True
 

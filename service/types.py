@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from service.codes import Code
+from service.forms import Kind
 from service.spec import FindingClass, ModelSpec
 from service.stage import Tensor
 
@@ -38,7 +40,8 @@ class Instance:
     sop_class_uid: str
     transfer_syntax_uid: str  # as received; the file is kept byte for byte
     path: Path  # DICOM file (PS3.10) in the spool
-    header: Dataset  # the data set without its pixel data
+    header: Dataset  # the data set without its pixel data; of a frame, with what the functional groups say of it
+    frame: int | None = None  # its number, from 1, where this is one frame of a multi-frame image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,7 @@ class Exclusion:
 
     series_instance_uid: str
     reason: str  # in words, for the API and the report
+    cause: str = "no-series"  # the same as one of `codes.CAUSES`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +148,7 @@ class Finding:
     kind: FindingClass  # what it is, where, in which colour
     probability: float  # 0..1, the greatest value of the model's map, or the box's score
     key_slice: int  # the slice of axis 0 that shows it best
+    laterality: Code | None = None  # of its site, where that is a paired organ and the side is beyond doubt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +156,7 @@ class Lesion(Finding):
     """A segmented finding, measured on the source grid."""
 
     mask: NDArray[np.bool_]  # [slices, rows, columns] of the box
+    likelihood: Array  # [slices, rows, columns] of the box, 0..1: the model's map, where the mask is
     box: Box  # where the mask lies in the source grid
     centroid_lps_mm: Point  # mean of the voxels' centres
     extent_lps_mm: tuple[Point, Point]  # least and greatest coordinate of the voxels' centres
@@ -184,42 +190,59 @@ class Outcome(StrEnum):
 
     FINDINGS = "findings"
     NO_FINDINGS = "no findings"
+    PARTIAL = "partial"  # with findings or without: not all was looked at that should have been
     UNSUITABLE = "unsuitable"
     FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclusion:
+    """What a model's work on a study came to: all that its results have to say."""
+
+    outcome: Outcome
+    reason: str = ""  # in words, where the outcome is no finding list
+    causes: tuple[str, ...] = ()  # the same as keys of `codes.CAUSES`
+    findings: tuple[Finding, ...] = ()
+    dropped: int = 0  # findings beyond the model's maximum_count
+    excluded: tuple[Exclusion, ...] = ()  # the series left out
+    notes: tuple[str, ...] = ()  # what was odd and accepted
+
+    @property
+    def lesions(self) -> tuple[Lesion, ...]:
+        """Those of the findings that are segmented."""
+        return tuple(finding for finding in self.findings if isinstance(finding, Lesion))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultObject:
     """A DICOM object that is ready to leave; its bytes never change again."""
 
-    kind: Literal["SEG", "SR"]
+    kind: Kind
+    form: str = ""  # of the segmentation that it is or refers to (`SegForm.key`, `OUTLINES`); empty: of none
+    part: int = 1  # of several of one kind and form
     sop_class_uid: str
+    transfer_syntax_uid: str
     series_instance_uid: str
     sop_instance_uid: str
+    base: str  # the same for reports of one content, whichever report they supersede
     content: bytes  # a DICOM file (PS3.10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A finding's key slice with its outline, for people."""
+    """A finding's key slice with its outline, for people; or the sheet that sums up an answer."""
 
-    finding: int  # its number
+    finding: int  # its number; 0: the sheet
     png: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Conclusion):
     """What one model says of one study. There is always one."""
 
     model: ModelSpec
     weights_sha256: str  # of all its networks together
-    outcome: Outcome
-    reason: str  # in words, where the outcome is no finding list
     selection: Selection | None  # None where no series fitted
-    excluded: tuple[Exclusion, ...]
-    findings: tuple[Finding, ...]
-    dropped: int  # findings beyond the model's maximum_count
-    notes: tuple[str, ...]  # what was odd and accepted
     seconds: dict[str, float]  # by stage of the work
     objects: tuple[ResultObject, ...]
     pictures: tuple[Picture, ...]
@@ -231,6 +254,43 @@ class Evidence:
 
     study_instance_uid: str
     answers: tuple[Answer, ...]  # one for each installed model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A report that an earlier analysis of a study made; a new one names it as its predecessor."""
+
+    revision: int  # of the study
+    form: str
+    base: str
+    sop_class_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenObject:
+    """An object of a frozen answer, as its file is known by."""
+
+    kind: Kind
+    form: str  # see `ResultObject`, as the next ones
+    part: int
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    base: str
+    file: str  # its name in the evidence folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenAnswer:
+    """An answer as it was frozen: what a delivery needs to know of it."""
+
+    model: str
+    outcome: Outcome
+    has_findings: bool
+    objects: tuple[FrozenObject, ...]  # in every form that any destination wants or may need
 
 
 # --- Delivery -------------------------------------------------------------------------------------------------------
@@ -245,6 +305,7 @@ class DeliveryState(StrEnum):
     CONFIRMED = "confirmed"  # the peer answered a presence query for it
     UNCONFIRMED = "unconfirmed"  # the peer said Success, and can't be asked or is not to be
     REFUSED = "refused"  # for good; somebody has to act
+    REPLACED = "replaced"  # the destination does not accept it: what stands in its place is on its way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

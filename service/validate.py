@@ -235,7 +235,7 @@ def _on_a_phantom(model: Model, scheduler: Scheduler) -> Line:
             f"it takes no phantom: {answer.reason}",
             f"run it on a real series of yours: overread run FOLDER --model {model.spec.name}",
         )
-    made = " and ".join(made.kind for made in answer.objects)
+    made = " and ".join(dict.fromkeys(made.kind for made in answer.objects))
     count = len(answer.findings)
     counted = f"{count} finding{'s' * (count > 1)}" if count else "no finding"
     return Line("ok", "run", f"on a phantom: {counted}, {made} made and proved, {seconds:.1f} s")

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from service.delivery import attempt, tell
 from service.errors import NotUnderstood, Stopping, Superseded
 from service.intake.study import group, read_instance
 from service.pipeline import analyse, unreadable
+from service.results.choice import choose, everything
+from service.results.negotiate import Acceptance, negotiate
 from service.store import Store
 from service.tables import database_url
-from service.types import Delivery, DeliveryState, Evidence, Model, Priority, Study
+from service.types import Delivery, DeliveryState, Evidence, FrozenObject, Model, Priority, Study
 
 _WATCH_SECONDS = 0.5  # how often the store is asked what is due
 _POLL_SECONDS = 0.1  # how often DBOS looks for queued workflows
@@ -48,6 +51,7 @@ class _Parts:
     store: Store
     models: tuple[Model, ...]
     scheduler: Scheduler
+    acceptance: Acceptance
     stopping: threading.Event  # whoever waits, waits on this
 
 
@@ -71,7 +75,14 @@ class Worker:
         global _parts
         self._config, self._store, self._scheduler = config, store, scheduler
         self._stop = threading.Event()
-        _parts = _Parts(config=config, store=store, models=models, scheduler=scheduler, stopping=self._stop)
+        _parts = _Parts(
+            config=config,
+            store=store,
+            models=models,
+            scheduler=scheduler,
+            acceptance=Acceptance(partial(negotiate, our_ae_title=config.intake.ae_title)),
+            stopping=self._stop,
+        )
         self._watch = threading.Thread(target=self._watch_what_is_due, name="watch", daemon=True)
         DBOS(
             config=DBOSConfig(
@@ -212,6 +223,8 @@ def _analyse(parts: _Parts, study_uid: str, revision: int, priority: Priority, *
                 parts.models,
                 parts.scheduler,
                 progress=progress,
+                wanted=parts.config.wanted,
+                earlier=evidence.reports_of(parts.config.store.directory, study_uid, before=revision),
                 last_try=last_try,
                 priority=priority,
                 cancelled=cancelled,
@@ -253,26 +266,31 @@ def _save_answers(parts: _Parts, study_uid: str, revision: int) -> bool:
     folder = evidence.folder_of(parts.config.store.directory, study_uid, revision)
     answers = evidence.frozen_answers(folder)
     deliveries = [
-        Delivery(
-            delivery_id=0,
-            study_instance_uid=study_uid,
-            destination=destination.name,
-            kind=made["kind"],
-            sop_class_uid=made["sop_class_uid"],
-            sop_instance_uid=made["sop_instance_uid"],
-            series_instance_uid=made["series_instance_uid"],
-            path=folder / made["file"],
-            state=DeliveryState.QUEUED,
-            attempts=0,
-            reason="",
-            queued_at=time.time(),
-        )
-        for answer in answers
-        for made in answer["objects"]
+        _queued(made, study_uid=study_uid, destination=destination.name, folder=folder)
+        for answer in evidence.answers_in(folder)
         for destination in parts.config.destinations
+        for made in choose(answer, destination.profile, everything).objects
     ]
     bodies = {answer["model"]: (answer["outcome"], answer) for answer in answers}
     return parts.store.save_answers(study_uid, revision, answers=bodies, deliveries=deliveries)
+
+
+def _queued(made: FrozenObject, *, study_uid: str, destination: str, folder: Path) -> Delivery:
+    """An object that is to go to a destination."""
+    return Delivery(
+        delivery_id=0,
+        study_instance_uid=study_uid,
+        destination=destination,
+        kind=made.kind,
+        sop_class_uid=made.sop_class_uid,
+        series_instance_uid=made.series_instance_uid,
+        sop_instance_uid=made.sop_instance_uid,
+        path=folder / made.file,
+        state=DeliveryState.QUEUED,
+        attempts=0,
+        reason="",
+        queued_at=time.time(),
+    )
 
 
 # --- Deliver one object to one destination --------------------------------------------------------------------------
@@ -290,20 +308,34 @@ def delivery_workflow(delivery_id: int) -> None:
 
 @DBOS.step()
 def delivery_step(delivery_id: int) -> None:
-    """Send unless it was sent, then look whether it is there; and write down how that ended."""
+    """Send what is accepted, or choose what goes in its place; look whether it is there; write down how that ended."""
     parts = _here()
     delivery = parts.store.delivery(delivery_id)
     destination = parts.config.destination(delivery.destination)
     if destination is None:
         return
+    folder = delivery.path.parent
     made = attempt(
-        delivery, destination, parts.store, our_ae_title=parts.config.intake.ae_title, stopping=parts.stopping
+        delivery,
+        destination,
+        parts.store,
+        answer=evidence.answer_of(folder, delivery.sop_instance_uid),
+        acceptance=parts.acceptance,
+        our_ae_title=parts.config.intake.ae_title,
+        stopping=parts.stopping,
     )
 
     def save() -> None:
-        waited = parts.store.note_delivery(
-            delivery_id, made.state, reason=made.reason, tried=True, next_at=made.next_at
-        )
+        if made.in_its_place:
+            instead = [
+                _queued(it, study_uid=delivery.study_instance_uid, destination=destination.name, folder=folder)
+                for it in made.in_its_place
+            ]
+            waited = parts.store.replace_delivery(delivery_id, reason=made.reason, in_its_place=instead)
+        else:
+            waited = parts.store.note_delivery(
+                delivery_id, made.state, reason=made.reason, tried=True, next_at=made.next_at
+            )
         tell(delivery, made, seconds_since_last_slice=waited)
 
     _until_saved(parts, save)

@@ -166,6 +166,7 @@ def finding_of(source: SourceVolume, mask: NDArray[np.bool_], number: int, kind:
         kind=kind,
         probability=0.95 - 0.1 * number,
         mask=mask[box],
+        likelihood=np.where(mask[box], np.float32(0.95 - 0.1 * number), np.float32(0)),
         box=box,
         centroid_lps_mm=centroid,
         extent_lps_mm=(_point(places.min(axis=0)), _point(places.max(axis=0))),

@@ -6,11 +6,23 @@ Maps become lesions (`lesions`), peaks and boxes become marks (`marks`), scores 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from service.analysis import judgements, lesions, marks
+from service.analysis.sides import side_of
 from service.spec import ModelSpec
-from service.types import BoxPrediction, Finding, MapPrediction, Point, Prediction, ScorePrediction, SourceVolume
+from service.types import (
+    BoxPrediction,
+    Finding,
+    Lesion,
+    MapPrediction,
+    Mark,
+    Point,
+    Prediction,
+    ScorePrediction,
+    SourceVolume,
+)
 
 Tracking = Callable[[int, Point | None], str]
 Suspect = TypeVar("Suspect")
@@ -34,7 +46,14 @@ def find(
     dropped
         How many more there were.
     """
-    limit, tracking = spec.findings.maximum_count, _Unique(tracking_uid)
+    found, dropped = _found(prediction, source, spec, _Unique(tracking_uid))
+    return tuple(_sided(finding, source) for finding in found), dropped
+
+
+def _found(
+    prediction: Prediction, source: SourceVolume, spec: ModelSpec, tracking: _Unique
+) -> tuple[tuple[Finding, ...], int]:
+    limit = spec.findings.maximum_count
     match prediction:
         case ScorePrediction():
             said = judgements.statements(prediction, spec)
@@ -62,6 +81,14 @@ def _numbered(
     """The first of them by rank as findings, and how many more there are."""
     found = sorted(suspects, key=rank)
     return tuple(finding(it, number) for number, it in enumerate(found[:limit], start=1)), max(len(found) - limit, 0)
+
+
+def _sided(finding: Finding, source: SourceVolume) -> Finding:
+    """The finding with its side, where its site is a paired organ and there is no doubt."""
+    match finding:
+        case Lesion(kind=kind, centroid_lps_mm=place) | Mark(kind=kind, centre_lps_mm=place) if kind.paired:
+            return replace(finding, laterality=side_of(source, place))
+    return finding
 
 
 class _Unique:

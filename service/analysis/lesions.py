@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from service.spec import FindingClass, FindingRules, ModelSpec
-from service.types import Box, Lesion, Line, MapPrediction, Point, SourceVolume
+from service.types import Array, Box, Lesion, Line, MapPrediction, Point, SourceVolume
 
 _TOUCHING = np.ones((3, 3, 3))  # 26-connected: voxels that share a corner belong together
 Mask = NDArray[np.bool_]
@@ -24,6 +24,7 @@ class Component:
     kind: FindingClass
     score: float  # the greatest probability in it
     mask: Mask  # [slices, rows, columns] of the box
+    likelihood: Array  # [slices, rows, columns] of the box, the map where the mask is, else 0
     box: Box  # where that lies in the source grid
 
 
@@ -39,7 +40,8 @@ def components(prediction: MapPrediction, source: SourceVolume, spec: ModelSpec)
                 slices, rows, columns = (
                     slice(b.start + p.start, b.start + p.stop) for b, p in zip(prediction.box, place, strict=True)
                 )
-                yield Component(kind=kind, score=score, mask=mask, box=(slices, rows, columns))
+                likelihood = np.where(mask, probability[place], np.float32(0))
+                yield Component(kind=kind, score=score, mask=mask, likelihood=likelihood, box=(slices, rows, columns))
 
 
 def rank(component: Component) -> tuple[float, ...]:
@@ -64,6 +66,7 @@ def measured(
         kind=component.kind,
         probability=component.score,
         mask=mask,
+        likelihood=component.likelihood,
         box=box,
         centroid_lps_mm=centroid,
         extent_lps_mm=(_point(places.min(axis=0)), _point(places.max(axis=0))),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from pydicom import Dataset
 
+from service.analysis.frames import frames_of
 from service.analysis.geometry import Stack, stack
 from service.codes import PRODUCT
-from service.errors import MissingAttribute, NoModelApplies
+from service.errors import NoModelApplies, StudyUnsuitable
 from service.spec import ModelSpec, Select
 from service.types import Exclusion, Selection, Series, Study
 
@@ -27,7 +29,9 @@ def select(study: Study, spec: ModelSpec) -> Selection:
     for series in study.series:
         reason, placed = _unfit(series, spec.select)
         if placed is None:
-            excluded.append(Exclusion(series_instance_uid=series.series_instance_uid, reason=reason))
+            excluded.append(
+                Exclusion(series_instance_uid=series.series_instance_uid, reason=reason.words, cause=reason.cause)
+            )
             continue
         rank, words = _rank(placed, spec.select)
         chosen = Series(
@@ -46,7 +50,9 @@ def select(study: Study, spec: ModelSpec) -> Selection:
     candidates.sort(key=lambda c: (c[0], c[2].series_instance_uid))
     best = candidates[0]
     excluded += [
-        Exclusion(series_instance_uid=series.series_instance_uid, reason=f"fits, but ranks lower: {words}")
+        Exclusion(
+            series_instance_uid=series.series_instance_uid, reason=f"fits, but ranks lower: {words}", cause="rank"
+        )
         for _, words, series in candidates[1:]
     ]
     why = best[1] if len(candidates) == 1 else f"best of {len(candidates)} that fit: {best[1]}"
@@ -61,46 +67,61 @@ class NoSeriesFits(NoModelApplies):
         super().__init__(doing=doing, found=found, rule=rule, way_out=way_out)
         self.excluded = excluded
 
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """All that stood against the series, as keys of `codes.CAUSES`."""
+        return tuple(sorted({exclusion.cause for exclusion in self.excluded})) or (self.cause,)
 
-def _unfit(series: Series, rules: Select) -> tuple[str, Stack | None]:
+
+class _Unfit(NamedTuple):
+    """Why a series does not fit; empty words: it does."""
+
+    words: str
+    cause: str  # a key of `codes.CAUSES`
+
+
+_FITS = _Unfit("", "")
+
+
+def _unfit(series: Series, rules: Select) -> tuple[_Unfit, Stack | None]:
     """Why a series does not fit; or, if it does, its images in order."""
     # Localizers and derived images may lie in a series beside its originals; and the order of arrival means nothing.
     images = sorted((i for i in series.instances if not _beside(i.header)), key=lambda i: i.sop_instance_uid)
     header = images[0].header if images else series.header
     if series.modality != rules.modality:
-        return f"modality {series.modality or 'unknown'}, the model takes {rules.modality}", None
+        return _Unfit(f"modality {series.modality or 'unknown'}, the model takes {rules.modality}", "modality"), None
     if {header.get("Manufacturer"), header.get("ManufacturerModelName")} == {PRODUCT}:
-        return "a result of our own", None
+        return _Unfit("a result of our own", "own-result"), None
     if not images:
-        return f"{' and '.join(sorted({_beside(i.header) for i in series.instances}))} only", None
+        kinds = " and ".join(sorted({_beside(i.header) for i in series.instances}))
+        return _Unfit(f"{kinds} only", "derived"), None
     if not header.get("Rows"):
-        return "no images", None
-    if header.get("NumberOfFrames"):
-        return "multi-frame images, which this version does not read yet", None
+        return _Unfit("no images", "no-images"), None
     described = _words(header)
     if _any(rules.words_against, described):
-        return "its description is one that the model excludes", None
+        return _Unfit("its description is one that the model excludes", "description"), None
     reason = _unfit_body_part(header, described, rules)
     if reason:
-        return reason, None
-    agent = bool(header.get("ContrastBolusAgent"))
+        return _Unfit(reason, "body-part"), None
+    agent = _has_contrast(header)
     if rules.contrast == "required" and not agent:
-        return "no contrast agent named, the model requires one", None
+        return _Unfit("no contrast agent named, the model requires one", "contrast"), None
     if rules.contrast == "none" and agent:
-        return "a contrast agent is named, the model takes none", None
+        return _Unfit("a contrast agent is named, the model takes none", "contrast"), None
     try:
-        placed = stack(images)
-    except MissingAttribute as exc:
-        return exc.found, None
+        placed = stack([frame for image in images for frame in frames_of(image)])
+    except StudyUnsuitable as exc:
+        return _Unfit(exc.found, exc.cause), None
     if rules.orientation != "any" and placed.plane != rules.orientation:
-        return f"{placed.plane} slices, the model takes {rules.orientation}", None
+        return _Unfit(f"{placed.plane} slices, the model takes {rules.orientation}", "orientation"), None
     least, most = rules.slices
     if not least <= len(placed.ordered) <= most:
-        return f"{len(placed.ordered)} slices, the model takes {least} to {most}", None
+        return _Unfit(f"{len(placed.ordered)} slices, the model takes {least} to {most}", "slices"), None
     low, high = rules.slice_spacing_mm
     if not low <= placed.spacing_mm <= high:
-        return f"slice spacing {placed.spacing_mm:.2f} mm, the model takes {low:g} to {high:g} mm", None
-    return "", placed
+        words = f"slice spacing {placed.spacing_mm:.2f} mm, the model takes {low:g} to {high:g} mm"
+        return _Unfit(words, "slice-spacing"), None
+    return _FITS, placed
 
 
 def _unfit_body_part(header: Dataset, described: str, rules: Select) -> str:
@@ -120,7 +141,7 @@ def _unfit_body_part(header: Dataset, described: str, rules: Select) -> str:
 def _rank(placed: Stack, rules: Select) -> tuple[tuple[float, ...], str]:
     """Smaller ranks better: contrast as preferred, words as preferred, spacing near the best, more slices."""
     header = placed.ordered[0].header
-    agent = bool(header.get("ContrastBolusAgent"))
+    agent = _has_contrast(header)
     contrast = rules.contrast == "preferred" and not agent
     worded = bool(rules.preferred_words) and not _any(rules.preferred_words, _words(header))
     off = abs(placed.spacing_mm - rules.preferred_spacing_mm)
@@ -128,6 +149,11 @@ def _rank(placed: Stack, rules: Select) -> tuple[tuple[float, ...], str]:
     if rules.contrast == "preferred":
         words += ", with contrast" if agent else ", no contrast agent named"
     return (float(contrast), float(worded), round(off, 2), -float(len(placed.ordered))), words
+
+
+def _has_contrast(header: Dataset) -> bool:
+    """Whether a contrast agent is named; in Enhanced images by a sequence (PS3.3 C.7.6.4b)."""
+    return bool(header.get("ContrastBolusAgent") or header.get("ContrastBolusAgentSequence"))
 
 
 def _beside(header: Dataset) -> str:

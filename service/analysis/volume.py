@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
 
 import highdicom as hd
 import numpy as np
-from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.pixels.processing import apply_rescale
+from pydicom.pixels.utils import iter_pixels
 
+from service.analysis.frames import frames_of
 from service.analysis.geometry import Stack, numbers, stack
 from service.codes import derive_uid
 from service.errors import MissingAttribute, StudyUnsuitable, UnsuitableGeometry
-from service.types import Instance, Series, SourceVolume
+from service.types import Array, Instance, Series, SourceVolume
 
 COSINE_TOLERANCE = 1e-3  # of a direction cosine, about 0.06 degrees
 GAP_TOLERANCE = 0.05  # of the slice spacing
@@ -37,7 +40,7 @@ def read_volume(series: Series) -> SourceVolume:
     MissingAttribute, StudyUnsuitable
         If an image can't be placed, or its pixels can't be decoded.
     """
-    placed = stack(series.instances)
+    placed = stack(list(chain.from_iterable(_as_slices(instance) for instance in series.instances)))
     _check(series, placed)
     first = placed.ordered[0].header
     spacing_rows, spacing_columns = numbers(placed.ordered[0], "PixelSpacing", 2)
@@ -49,9 +52,12 @@ def read_volume(series: Series) -> SourceVolume:
     affine[:3, 3] = placed.positions[0]
     frame_of_reference, notes = _frame_of_reference(series, placed)
     array = np.empty((len(placed.ordered), int(first.Rows), int(first.Columns)), np.float32)
+    by_file: dict[Path, list[int]] = {}  # slices of axis 0
+    for index, instance in enumerate(placed.ordered):
+        by_file.setdefault(instance.path, []).append(index)
     with ThreadPoolExecutor(max_workers=4) as pool:  # decoders release the GIL
-        for index, pixels in enumerate(pool.map(_real_world_values, placed.ordered)):
-            array[index] = pixels
+        for _ in pool.map(lambda slices: _read_file(placed.ordered, slices, array), by_file.values()):
+            pass  # raises what was raised there
     return SourceVolume(
         series=series,
         volume=hd.Volume(array, affine, coordinate_system="PATIENT", frame_of_reference_uid=frame_of_reference),
@@ -136,24 +142,40 @@ def _frame_of_reference(series: Series, placed: Stack) -> tuple[str, tuple[str, 
     return found[0], ()
 
 
-def _real_world_values(instance: Instance) -> NDArray[np.float32]:
-    """float32 [rows, columns] of one image, after its own rescale slope and intercept."""
+def _as_slices(instance: Instance) -> tuple[Instance, ...]:
+    """An image as `select` hands it on: frames are frames already."""
+    return frames_of(instance) if instance.frame is None else (instance,)
+
+
+def _read_file(ordered: tuple[Instance, ...], slices: list[int], array: Array) -> None:
+    """Put the values of one file's slices where they belong, each after its own rescale slope and intercept.
+
+    Parameters
+    ----------
+    slices
+        Those of axis 0 whose pixels are in the file: one, or several frames.
+    array
+        float32 [slices, rows, columns], written to.
+    """
+    first = ordered[slices[0]]
     try:
-        dataset = dcmread(instance.path)
-        pixels = dataset.pixel_array
-        values: NDArray[np.float32] = np.asarray(apply_rescale(pixels, dataset), np.float32)
+        wanted = [(ordered[index].frame or 1) - 1 for index in slices]
+        frames = [dcmread(first.path).pixel_array] if first.frame is None else iter_pixels(first.path, indices=wanted)
+        for index, pixels in zip(slices, frames, strict=True):
+            values = np.asarray(apply_rescale(pixels, ordered[index].header), np.float32)
+            if values.shape != array.shape[1:]:
+                raise _NotASlice(f"an array of shape {values.shape}")
+            array[index] = values
     except Exception as exc:  # decoders raise whatever they like; each means the same here
         raise StudyUnsuitable(
-            doing=f"decoding the pixels of image {instance.sop_instance_uid}",
-            found=f"{type(exc).__name__} with transfer syntax {instance.transfer_syntax_uid}",
-            rule="pixel data are as long and as encoded as the header says (PS3.5 section 8)",
-            way_out="send the image again, uncompressed if its transfer syntax is a rare one",
+            doing=f"decoding the pixels of image {first.sop_instance_uid}",
+            found=str(exc)
+            if isinstance(exc, _NotASlice)
+            else f"{type(exc).__name__} with transfer syntax {first.transfer_syntax_uid}",
+            rule="pixel data are as long and as encoded as the header says, one sample per pixel (PS3.5 section 8)",
+            way_out="send the original grey-scale images again, uncompressed if their transfer syntax is a rare one",
         ) from exc
-    if values.shape != (int(instance.header.Rows), int(instance.header.Columns)):
-        raise StudyUnsuitable(
-            doing=f"decoding the pixels of image {instance.sop_instance_uid}",
-            found=f"an array of shape {values.shape}",
-            rule="a slice has one frame and one sample per pixel (PS3.3 C.7.6.3)",
-            way_out="send the original grey-scale images",
-        )
-    return values
+
+
+class _NotASlice(Exception):
+    """Pixels that are no slice of the volume."""

@@ -113,7 +113,11 @@ def _file(seen: Seen, study_uid: str, name: str) -> Path | None:
     named = {
         entry
         for answer in (row or {}).get("answers", [])
-        for entry in (*(o["file"] for o in answer["objects"]), *(f["picture"] for f in answer["findings"]))
+        for entry in (
+            *(made["file"] for made in answer["objects"]),
+            *(finding["picture"] for finding in answer["findings"]),
+            answer.get("summary"),
+        )
     }
     if row is None or name not in named:
         return None

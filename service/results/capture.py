@@ -1,30 +1,46 @@
 """A finding's key slice as a picture for people: the whole slice, its place enlarged, and what was measured.
 
 No patient data is drawn. The image stands as it is stored, without a flip; letters at its edges say which way it faces.
+Whatever is drawn on an image has an edge that contrasts with it, so that it is seen on dark and on light tissue.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from service.results.identity import DISCLAIMER, label
+from service.results.sheet import (
+    AMBER,
+    BLACK,
+    CYAN,
+    GREY,
+    MARGIN,
+    SIDE,
+    WHITE,
+    Colour,
+    Size,
+    encoded,
+    font,
+    site,
+    volume,
+    written,
+)
 from service.types import Finding, Judgement, Lesion, Mark, Picture, SourceVolume
 
 Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the slice; 0 = its corner
 
 _SLICE = 768  # longer side of the whole slice on the canvas, in pixels
-_SIDE = 384  # the enlarged lesion and the words beside it
-_MARGIN = 12
 _LEAST_FIELD_MM = 40.0  # of the enlargement: a nodule of 5 mm needs its surroundings to be recognised
 _LUNG_SITES = {"39607008"}  # SCT Lung
 _SOFT_TISSUE, _LUNG = (40.0, 400.0), (-600.0, 1500.0)  # window centre and width, HU
-_AMBER, _WHITE, _GREY, _CYAN = (255, 176, 0), (255, 255, 255), (160, 160, 160), (90, 220, 255)
+_BAR_MM = (200, 100, 50, 20, 10, 5, 2, 1)
+_OPPOSITE = dict(zip("LPHRAF", "RAFLPH", strict=True))
+_SMOOTH, _AROUND = Image.Resampling.BILINEAR, np.ones((3, 3), bool)
 
 
 def picture(source: SourceVolume, finding: Finding, title: str) -> Picture:
@@ -45,42 +61,56 @@ def picture(source: SourceVolume, finding: Finding, title: str) -> Picture:
         A PNG, RGB, with square pixels whatever the spacing of rows and columns. A lesion has its outline, a box its
         rectangle, a point a cross around it, in the colour of their class; a judgement has no place, but its words.
     """
-    pixels = Image.fromarray(_windowed(source, finding))
-    row_mm, column_mm = (float(mm) for mm in source.volume.spacing[1:])
-    height_mm, width_mm = pixels.height * row_mm, pixels.width * column_mm
-    scale = _SLICE / max(height_mm, width_mm)
-    size = (round(width_mm * scale), round(height_mm * scale))
-    whole: Extent = (0.0, 0.0, float(pixels.width), float(pixels.height))
-    slice_ = _drawn(pixels, source, finding, whole, size)
-    canvas = Image.new("RGB", (size[0] + _SIDE + 3 * _MARGIN, max(size[1], _SLICE) + 2 * _MARGIN))
-    top = _MARGIN
+    whole = _whole(source)
+    width, height = _fit(source, _SLICE)
+    canvas = Image.new("RGB", (width + SIDE + 3 * MARGIN, _SLICE + 2 * MARGIN))
+    slice_ = _drawn(source, finding, whole, (width, height))
+    x, y = width + 2 * MARGIN, MARGIN
     if isinstance(finding, Lesion | Mark):
-        field = _field(finding, row_mm, column_mm)
-        frame = [*_on(field[:2], whole, size), *_on(field[2:], whole, size)]
-        ImageDraw.Draw(slice_).rectangle(frame, outline=_GREY)
-        canvas.paste(_drawn(pixels, source, finding, field, (_SIDE, _SIDE), axes=True), (size[0] + 2 * _MARGIN, top))
-        top += _SIDE + _MARGIN
-    _directions(ImageDraw.Draw(slice_), source, size)
-    canvas.paste(slice_, (_MARGIN, _MARGIN))
-    _caption(ImageDraw.Draw(canvas), source, finding, title, (size[0] + 2 * _MARGIN, top))
-    file = io.BytesIO()
-    canvas.save(file, "PNG")
-    return Picture(finding=finding.number, png=file.getvalue())
+        field = _field(source, finding)
+        frame = (*_on(field[:2], whole, slice_.size), *_on(field[2:], whole, slice_.size))
+        _rectangle(ImageDraw.Draw(slice_), frame, GREY, width=1)
+        canvas.paste(_drawn(source, finding, field, (SIDE, SIDE), axes=True), (x, y))
+        y += SIDE + MARGIN
+    _directions(ImageDraw.Draw(slice_), source, slice_.size)
+    canvas.paste(slice_, (MARGIN, MARGIN))
+    draw = ImageDraw.Draw(canvas)
+    for words, size, fill in _lines(source, finding, title):
+        y = written(draw, (x, y), words, SIDE, size=size, fill=fill, lines=2)
+    return Picture(finding=finding.number, png=encoded(canvas))
+
+
+def window(source: SourceVolume, finding: Finding) -> tuple[float, float]:
+    """Centre and width of the window in which a finding is looked at (PS3.3 C.11.2.1.2), in real-world values."""
+    if source.series.modality == "CT":
+        return _LUNG if finding.kind.site.value in _LUNG_SITES else _SOFT_TISSUE
+    low, high = (float(value) for value in np.percentile(source.volume.array[finding.key_slice], (1, 99)))
+    return (low + high) / 2, max(high - low, 1e-6)
+
+
+# --- The slice ------------------------------------------------------------------------------------------------------
 
 
 def _windowed(source: SourceVolume, finding: Finding) -> NDArray[np.uint8]:
     """uint8 [rows, columns] of the key slice, through the window of its organ (linear, PS3.3 C.11.2.1.2)."""
-    values = source.volume.array[finding.key_slice]
-    if source.series.modality == "CT":
-        centre, width = _LUNG if finding.kind.site.value in _LUNG_SITES else _SOFT_TISSUE
-        low, high = centre - width / 2, centre + width / 2
-    else:
-        low, high = (float(value) for value in np.percentile(values, (1, 99)))
-    grey = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
+    centre, width = window(source, finding)
+    grey = np.clip((source.volume.array[finding.key_slice] - (centre - width / 2)) / width, 0, 1) * 255
     return np.asarray(np.round(grey), np.uint8)
 
 
-def _field(finding: Lesion | Mark, row_mm: float, column_mm: float) -> Extent:
+def _whole(source: SourceVolume) -> Extent:
+    _, rows, columns = source.volume.spatial_shape
+    return 0.0, 0.0, float(columns), float(rows)
+
+
+def _fit(source: SourceVolume, longest: int) -> Size:
+    """Width and height of a whole slice in square pixels, the longer of them given."""
+    height_mm, width_mm = np.array(source.volume.spatial_shape[1:]) * source.volume.spacing[1:]
+    scale = longest / max(height_mm, width_mm)
+    return max(1, round(float(width_mm * scale))), max(1, round(float(height_mm * scale)))
+
+
+def _field(source: SourceVolume, finding: Lesion | Mark) -> Extent:
     """The part of the key slice that is enlarged: a square in millimetres, around what was found."""
     if isinstance(finding, Lesion):
         _, rows, columns = finding.box
@@ -90,87 +120,64 @@ def _field(finding: Lesion | Mark, row_mm: float, column_mm: float) -> Extent:
         longest = max(finding.size_mm[1:]) if finding.size_mm else 0.0
         _, middle_row, middle_column = np.mean([finding.low, finding.high], axis=0) + 0.5
     side = max(_LEAST_FIELD_MM, 2.2 * longest)
-    down, right = side / row_mm / 2, side / column_mm / 2
+    down, right = (side / float(mm) / 2 for mm in source.volume.spacing[1:])
     return middle_column - right, middle_row - down, middle_column + right, middle_row + down
 
 
-def _drawn(
-    pixels: Image.Image,
-    source: SourceVolume,
-    finding: Finding,
-    extent: Extent,
-    size: tuple[int, int],
-    *,
-    axes: bool = False,
-) -> Image.Image:
-    """Part of the slice at a size, with the finding on it."""
+def _drawn(source: SourceVolume, finding: Finding, extent: Extent, size: Size, *, axes: bool = False) -> Image.Image:
+    """Part of the slice at a size, with the finding and a scale on it."""
+    pixels = Image.fromarray(_windowed(source, finding))
     part = pixels.transform(size, Image.Transform.EXTENT, extent, resample=Image.Resampling.BICUBIC).convert("RGB")
+    colour = finding.kind.colour
+    if isinstance(finding, Lesion):
+        part = _outlined(part, source, finding, extent)
+    draw = ImageDraw.Draw(part)
     match finding:
-        case Lesion():
-            mask = np.zeros(source.volume.spatial_shape[1:], np.uint8)
-            mask[finding.box[1:]] = finding.mask[finding.key_slice - finding.box[0].start] * np.uint8(255)
-            part = _outlined(part, Image.fromarray(mask), extent, finding.kind.colour)
-            if axes:
-                _axes(ImageDraw.Draw(part), finding, extent)
+        case Lesion() if axes:
+            for line in (finding.long_axis, finding.short_axis):
+                first, last = (np.array(_on((column + 0.5, row + 0.5), extent, size)) for _, row, column in line)
+                _dashed(draw, first, last)
         case Mark():
-            _marked(ImageDraw.Draw(part), finding, extent, size)
+            left, top = _on((finding.low[2] + 0.5, finding.low[1] + 0.5), extent, size)
+            right, bottom = _on((finding.high[2] + 0.5, finding.high[1] + 0.5), extent, size)
+            if finding.size_mm:
+                _rectangle(draw, (left - 2, top - 2, right + 2, bottom + 2), colour, width=2)
+            for x, y in () if finding.size_mm else ((1, 0), (-1, 0), (0, 1), (0, -1)):  # the point itself stays free
+                _line(draw, (left + 6 * x, top + 6 * y, left + 18 * x, top + 18 * y), colour, width=2)
+    _scale(draw, (extent[2] - extent[0]) * float(source.volume.spacing[2]) / size[0], size)
     return part
 
 
-def _marked(draw: ImageDraw.ImageDraw, finding: Mark, extent: Extent, size: tuple[int, int]) -> None:
-    """A box's rectangle, around it; of a point, four strokes that leave the point itself free."""
-    colour = finding.kind.colour
-    left, top = _on((finding.low[2] + 0.5, finding.low[1] + 0.5), extent, size)
-    right, bottom = _on((finding.high[2] + 0.5, finding.high[1] + 0.5), extent, size)
-    if finding.size_mm:
-        draw.rectangle([left - 2, top - 2, right + 2, bottom + 2], outline=colour, width=2)
-        return
-    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        draw.line([left + 6 * x, top + 6 * y, left + 18 * x, top + 18 * y], fill=colour, width=2)
-
-
-def _outlined(part: Image.Image, mask: Image.Image, extent: Extent, colour: tuple[int, int, int]) -> Image.Image:
-    """A part of the slice with the mask's border drawn around it and never on it."""
-    filled = mask.transform(part.size, Image.Transform.EXTENT, extent, resample=Image.Resampling.BILINEAR)
+def _outlined(part: Image.Image, source: SourceVolume, finding: Lesion, extent: Extent) -> Image.Image:
+    """A part of the slice with the lesion's border drawn around it and never on it."""
+    mask = np.zeros(source.volume.spatial_shape[1:], np.uint8)
+    mask[finding.box[1:]] = finding.mask[finding.key_slice - finding.box[0].start] * np.uint8(255)
+    filled = Image.fromarray(mask).transform(part.size, Image.Transform.EXTENT, extent, resample=_SMOOTH)
     inside = np.asarray(filled) > 127
-    border = ndimage.binary_dilation(inside, np.ones((3, 3), bool), iterations=2) & ~ndimage.binary_dilation(inside)
+    near = ndimage.binary_dilation(inside)
+    border = ndimage.binary_dilation(inside, _AROUND, iterations=3)
     canvas = np.array(part)
-    canvas[border] = colour
+    canvas[ndimage.binary_dilation(border) & ~inside] = edge_of(finding.kind.colour)
+    canvas[border & ~near] = finding.kind.colour
     return Image.fromarray(canvas)
 
 
-def _on(point: tuple[float, float], extent: Extent, size: tuple[int, int]) -> tuple[float, float]:
+def _on(point: tuple[float, float], extent: Extent, size: Size) -> tuple[float, float]:
     """Where a point of the slice (column, row) lies on a part of it that is drawn at a size."""
     left, top, right, bottom = extent
     return (point[0] - left) / (right - left) * size[0], (point[1] - top) / (bottom - top) * size[1]
 
 
-def _axes(draw: ImageDraw.ImageDraw, finding: Lesion, field: Extent) -> None:
-    """Long and short axis, dashed, so that the lesion is seen through them."""
-    for (_, row0, column0), (_, row1, column1) in (finding.long_axis, finding.short_axis):
-        first = np.array(_on((column0 + 0.5, row0 + 0.5), field, (_SIDE, _SIDE)))
-        last = np.array(_on((column1 + 0.5, row1 + 0.5), field, (_SIDE, _SIDE)))
-        dashes = max(1, round(float(np.linalg.norm(last - first)) / 12))
-        for dash in range(dashes):
-            start, stop = (first + (last - first) * share / dashes for share in (dash + 0.25, dash + 0.75))
-            draw.line([*start, *stop], fill=_CYAN)
-        for end in (first, last):
-            draw.ellipse([*(end - 2), *(end + 2)], outline=_CYAN)
-
-
-def _directions(draw: ImageDraw.ImageDraw, source: SourceVolume, size: tuple[int, int]) -> None:
+def _directions(draw: ImageDraw.ImageDraw, source: SourceVolume, size: Size) -> None:
     """Letters of the patient's directions at the four edges (PS3.3 C.7.6.1.1.1)."""
-    row_letter = _letter(source.volume.affine[:3, 2])
-    column_letter = _letter(source.volume.affine[:3, 1])
-    font = ImageFont.load_default(18)
-    middle_x, middle_y = size[0] / 2, size[1] / 2
+    right, down = (_letter(source.volume.affine[:3, axis]) for axis in (2, 1))
     for letter, place, anchor in (
-        (_opposite(row_letter), (6, middle_y), "lm"),
-        (row_letter, (size[0] - 6, middle_y), "rm"),
-        (_opposite(column_letter), (middle_x, 6), "mt"),
-        (column_letter, (middle_x, size[1] - 6), "mb"),
+        (_OPPOSITE[right], (6, size[1] / 2), "lm"),
+        (right, (size[0] - 6, size[1] / 2), "rm"),
+        (_OPPOSITE[down], (size[0] / 2, 6), "mt"),
+        (down, (size[0] / 2, size[1] - 6), "mb"),
     ):
-        draw.text(place, letter, fill=_WHITE, font=font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+        _word(draw, place, letter, anchor)
 
 
 def _letter(direction: NDArray[np.float64]) -> str:
@@ -178,45 +185,79 @@ def _letter(direction: NDArray[np.float64]) -> str:
     return ("LPH" if direction[axis] > 0 else "RAF")[axis]
 
 
-def _opposite(letter: str) -> str:
-    return dict(zip("LPHRAF", "RAFLPH", strict=True))[letter]
+def _scale(draw: ImageDraw.ImageDraw, mm_of_pixel: float, size: Size) -> None:
+    """A bar of a round length at the lower left, at most a quarter of the width."""
+    length = next((mm for mm in _BAR_MM if mm / mm_of_pixel <= size[0] / 4), _BAR_MM[-1])
+    left, y, right = 10.0, size[1] - 10.0, 10.0 + length / mm_of_pixel
+    bar = ((left, y, right, y), (left, y - 4, left, y + 4), (right, y - 4, right, y + 4))
+    for colour, width in ((BLACK, 5), (WHITE, 3)):
+        for line in bar:
+            draw.line(line, fill=colour, width=width)
+    _word(draw, (left, y - 8), f"{length // 10} cm" if length >= 50 else f"{length} mm", "lb")
 
 
-def _caption(
-    draw: ImageDraw.ImageDraw, source: SourceVolume, finding: Finding, title: str, place: tuple[int, int]
-) -> None:
-    x, y = place
-    for words, size, fill in _lines(source, finding, title):
-        font = ImageFont.load_default(size)
-        while draw.textlength(words, font) > _SIDE and size > 10:
-            size -= 1
-            font = ImageFont.load_default(size)
-        draw.text((x, y), words, fill=fill, font=font)
-        y += round(size * 1.5)
+# --- Lines that are seen on dark and on light -----------------------------------------------------------------------
 
 
-def _lines(source: SourceVolume, finding: Finding, title: str) -> Iterator[tuple[str, int, tuple[int, int, int]]]:
-    yield label(finding), 30, _WHITE
-    yield title, 19, _GREY
-    yield finding.kind.site.meaning, 22, _WHITE
+def edge_of(colour: Colour) -> Colour:
+    """Black or white, whichever contrasts more with a colour: at least 4.5 to 1, as WCAG 2 counts."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour)]
+    luminance = float(np.dot((0.2126, 0.7152, 0.0722), linear))
+    return BLACK if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else WHITE
+
+
+def _line(draw: ImageDraw.ImageDraw, line: Extent, colour: Colour, *, width: int) -> None:
+    draw.line(line, fill=edge_of(colour), width=width + 2)
+    draw.line(line, fill=colour, width=width)
+
+
+def _rectangle(draw: ImageDraw.ImageDraw, box: Extent, colour: Colour, *, width: int) -> None:
+    left, top, right, bottom = box
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=edge_of(colour), width=width + 2)
+    draw.rectangle(box, outline=colour, width=width)
+
+
+def _dashed(draw: ImageDraw.ImageDraw, first: NDArray[np.float64], last: NDArray[np.float64]) -> None:
+    """A line through which the lesion is seen."""
+    dashes = max(1, round(float(np.linalg.norm(last - first)) / 12))
+    for dash in range(dashes):
+        start, stop = (first + (last - first) * share / dashes for share in (dash + 0.25, dash + 0.75))
+        _line(draw, (*start, *stop), CYAN, width=2)
+    for end in (first, last):
+        draw.ellipse([*(end - 3), *(end + 3)], outline=BLACK)
+        draw.ellipse([*(end - 2), *(end + 2)], outline=CYAN)
+
+
+def _word(draw: ImageDraw.ImageDraw, place: tuple[float, float], word: str, anchor: str) -> None:
+    draw.text(place, word, fill=WHITE, font=font(18), anchor=anchor, stroke_width=2, stroke_fill=BLACK)
+
+
+# --- What is said ---------------------------------------------------------------------------------------------------
+
+
+def _lines(source: SourceVolume, finding: Finding, title: str) -> Iterator[tuple[str, int, Colour]]:
+    """Words, their size and colour, from the top."""
     count, rows, columns = source.volume.spatial_shape
     middle = np.array([finding.key_slice, rows / 2, columns / 2])
+    yield label(finding), 30, WHITE
+    yield title, 19, GREY
+    yield site(finding), 22, WHITE
     match finding:
         case Lesion():
-            yield f"Long axis {finding.long_axis_mm:.1f} mm", 22, _CYAN
-            yield f"Short axis {finding.short_axis_mm:.1f} mm", 22, _CYAN
-            yield f"Volume {finding.volume_ml:.{1 if finding.volume_ml >= 10 else 2}f} ml", 22, _WHITE
+            yield f"Long axis {finding.long_axis_mm:.1f} mm", 22, CYAN
+            yield f"Short axis {finding.short_axis_mm:.1f} mm", 22, CYAN
+            yield f"Volume {volume(finding)}", 22, WHITE
             if source.series.modality == "CT":
-                yield f"Mean {finding.mean:.0f} HU", 22, _WHITE
+                yield f"Mean {finding.mean:.0f} HU", 22, WHITE
             middle = np.mean(finding.long_axis, axis=0)
         case Mark():
             if finding.size_mm:
-                yield f"Box {finding.size_mm[2]:.1f} x {finding.size_mm[1]:.1f} mm", 22, _WHITE
+                yield f"Box {finding.size_mm[2]:.1f} x {finding.size_mm[1]:.1f} mm", 22, WHITE
             middle[1:] = np.mean([finding.low, finding.high], axis=0)[1:]
         case Judgement():
-            yield f"Said of the {finding.level}:", 22, _WHITE
-            yield "no place in the image is meant", 22, _WHITE
-    yield f"Probability {finding.probability * 100:.0f} %", 22, _WHITE
+            yield f"Said of the {finding.level}:", 22, WHITE
+            yield "no place in the image is meant", 22, WHITE
+    yield f"Probability {finding.probability * 100:.0f} %", 22, WHITE
     centre = source.volume.affine @ (*middle, 1)
-    yield f"Slice {finding.key_slice + 1} of {count}, z {centre[2]:.1f} mm", 19, _GREY
-    yield DISCLAIMER, 19, _AMBER
+    yield f"Slice {finding.key_slice + 1} of {count}, z {centre[2]:.1f} mm", 19, GREY
+    yield DISCLAIMER, 19, AMBER

@@ -1,8 +1,9 @@
 """The measurement groups of a report: one tracking UID for each finding, each number beside what it was measured on.
 
-A lesion's segment carries what was measured in the volume (PS3.16 TID 1411); outline and axes on the key slice carry
-what was measured there (TID 1410). The outline comes first: OHIF draws a finding's first coordinates, and nothing
-without any. A mark has one group: its rectangle or its point on the key slice (TID 1410).
+A lesion's segment carries what was measured in the volume (PS3.16 TID 1411), or its outlines on all its slices do, for
+a destination that takes no segments; outline and axes on the key slice carry what was measured there (TID 1410). The
+outline comes first: OHIF draws a finding's first coordinates, and nothing without any. A mark has one group: its
+rectangle or its point on the key slice (TID 1410).
 
 A judgement has no coordinates, and so no group. The standard's group for it would be TID 1501, but of a report with
 such a group OHIF 3.13 reads the first coordinates that are not there, and ends with an error in place of the report.
@@ -22,41 +23,64 @@ from pydicom.sr.codedict import codes as standard
 from scipy import ndimage
 
 from service import codes
-from service.results import identity
+from service.results import frames, identity
 from service.results.identity import Making, code
-from service.types import Finding, Judgement, Lesion, Line, Mark, ResultObject, SourceVolume
+from service.results.seg import Segmented
+from service.types import Finding, Judgement, Lesion, Line, Mark, SourceVolume
 
 
 def lesion(
-    finding: Lesion, headers: Sequence[Dataset], source: SourceVolume, segmentation: ResultObject, making: Making
+    finding: Lesion, headers: Sequence[Dataset], source: SourceVolume, segmented: Sequence[Segmented], making: Making
 ) -> Iterator[sr.ContentSequence]:
     """All groups of a lesion."""
-    yield _volume(finding, headers, segmentation, making)
+    yield _volume(finding, headers, source, segmented, making)
     yield from _key_slice(finding, headers, source, making)
 
 
 def _volume(
-    finding: Lesion, headers: Sequence[Dataset], segmentation: ResultObject, making: Making
+    finding: Lesion, headers: Sequence[Dataset], source: SourceVolume, segmented: Sequence[Segmented], making: Making
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    """TID 1411: the segment, and what was measured in it."""
+    """TID 1411: the segment or the outlines of all slices, and what was measured in it."""
     measurements = [
         _measured(codes.VOLUME, finding.volume_ml, codes.MILLILITRE),
         _measured(codes.CERTAINTY, finding.probability * 100, codes.PERCENT),
     ]
     if headers[0].get("Modality") == "CT":
         measurements.append(_measured(codes.ATTENUATION, finding.mean, codes.HOUNSFIELD, derivation=codes.MEAN))
+    numbers = ((it.object, it.number_of(finding)) for it in segmented)
+    made, number = next(((it, number) for it, number in numbers if number), (None, 0))
+    if made is None:
+        regions = list(_outlines(finding, headers, source))
+        return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+            referenced_regions=regions,
+            measurements=measurements,
+            geometric_purpose=standard.DCM.Outline,
+            **_what(finding, making),
+        )
     segment = sr.ReferencedSegment(
-        sop_class_uid=segmentation.sop_class_uid,
-        sop_instance_uid=segmentation.sop_instance_uid,
-        segment_number=finding.number,
+        sop_class_uid=made.sop_class_uid,
+        sop_instance_uid=made.sop_instance_uid,
+        segment_number=number,
         source_images=[
-            sr.SourceImageForSegmentation(header.SOPClassUID, header.SOPInstanceUID)
-            for header in headers[finding.box[0]]
+            sr.SourceImageForSegmentation(
+                headers[index].SOPClassUID, headers[index].SOPInstanceUID, frames.numbers(source.ordered[index])
+            )
+            for index in range(finding.box[0].start, finding.box[0].stop)
         ],
     )
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         referenced_segment=segment, measurements=measurements, **_what(finding, making)
     )
+
+
+def _outlines(finding: Lesion, headers: Sequence[Dataset], source: SourceVolume) -> Iterator[sr.ImageRegion]:
+    """A lesion's outer borders on all its slices."""
+    corner = np.array([finding.box[2].start, finding.box[1].start])
+    for offset, area in enumerate(finding.mask):
+        index = finding.box[0].start + offset
+        labels, count = ndimage.label(area)
+        for part in range(1, count + 1):
+            yield _region(sr.GraphicTypeValues.POLYLINE, outline(labels == part) + corner, headers, source, index)
 
 
 def _key_slice(
@@ -75,7 +99,7 @@ def _key_slice(
         (_ends(finding.short_axis), _measured(codes.SHORT_AXIS, finding.short_axis_mm, codes.MILLIMETRE), None),
     ):
         yield sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            referenced_region=_region(sr.GraphicTypeValues.POLYLINE, points, headers[finding.key_slice]),
+            referenced_region=_region(sr.GraphicTypeValues.POLYLINE, points, headers, source, finding.key_slice),
             measurements=[measurement],
             geometric_purpose=purpose,
             **_what(finding, making),
@@ -83,7 +107,7 @@ def _key_slice(
 
 
 def mark(
-    finding: Mark, headers: Sequence[Dataset], making: Making
+    finding: Mark, headers: Sequence[Dataset], source: SourceVolume, making: Making
 ) -> sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     """TID 1410: the box's rectangle on the slice in its middle, and its edges; or the point."""
     measurements = [_measured(codes.CERTAINTY, finding.probability * 100, codes.PERCENT)]
@@ -95,7 +119,7 @@ def mark(
     points = corners(finding) if finding.size_mm else corners(finding)[:1]
     graphic = sr.GraphicTypeValues.POLYLINE if finding.size_mm else sr.GraphicTypeValues.POINT
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        referenced_region=_region(graphic, points, headers[finding.key_slice]),
+        referenced_region=_region(graphic, points, headers, source, finding.key_slice),
         measurements=measurements,
         geometric_purpose=standard.DCM.Outline if finding.size_mm else standard.DCM.Center,
         **_what(finding, making),
@@ -108,7 +132,9 @@ def corners(finding: Mark) -> NDArray[np.float64]:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]) + 0.5
 
 
-def judgement(finding: Judgement, headers: Sequence[Dataset], making: Making) -> sr.CodeContentItem:
+def judgement(
+    finding: Judgement, headers: Sequence[Dataset], source: SourceVolume, making: Making
+) -> sr.CodeContentItem:
     """A coded Finding without a place (TID 1500 row 13), with what a group says (TID 4108, 4019, 1501)."""
     spec, kind, header = making.model.spec, finding.kind, headers[finding.key_slice]
     said, context, properties = (
@@ -137,6 +163,7 @@ def judgement(finding: Judgement, headers: Sequence[Dataset], making: Making) ->
                 code(codes.SOURCE_OF_MEASUREMENT),
                 header.SOPClassUID,
                 header.SOPInstanceUID,
+                referenced_frame_numbers=frames.numbers(source.ordered[finding.key_slice]),
                 relationship_type=sr.RelationshipTypeValues.INFERRED_FROM,
             ),
         ]
@@ -153,12 +180,21 @@ def in_words(finding: Judgement) -> str:
     )
 
 
-def _region(graphic: sr.GraphicTypeValues, points: NDArray[np.float64], header: Dataset) -> sr.ImageRegion:
-    """Points (column, row) on an image."""
+def _region(
+    graphic: sr.GraphicTypeValues,
+    points: NDArray[np.float64],
+    headers: Sequence[Dataset],
+    source: SourceVolume,
+    index: int,
+) -> sr.ImageRegion:
+    """Points (column, row) on a slice."""
+    header = headers[index]
     return sr.ImageRegion(
         graphic_type=graphic,
         graphic_data=points,
-        source_image=sr.SourceImageForRegion(header.SOPClassUID, header.SOPInstanceUID),
+        source_image=sr.SourceImageForRegion(
+            header.SOPClassUID, header.SOPInstanceUID, frames.numbers(source.ordered[index])
+        ),
     )
 
 
@@ -174,7 +210,12 @@ def _what(finding: Finding, making: Making) -> dict[str, Any]:
         "tracking_identifier": sr.TrackingIdentifier(uid=finding.tracking_uid, identifier=identity.label(finding)),
         "finding_category": code(kind.category),
         "finding_type": code(kind.finding),
-        "finding_sites": [sr.FindingSite(anatomic_location=code(kind.site))],
+        "finding_sites": [
+            sr.FindingSite(
+                anatomic_location=code(kind.site),
+                laterality=code(finding.laterality) if finding.laterality else None,
+            )
+        ],
         "algorithm_id": sr.AlgorithmIdentification(name=spec.name, version=spec.version),
     }
 

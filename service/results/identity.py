@@ -14,7 +14,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import highdicom as hd
 from highdicom.sr import CodedConcept
@@ -24,15 +24,17 @@ from pydicom.uid import UID
 from pydicom.valuerep import DA, TM, DSfloat
 
 from service import __version__, codes
-from service.types import Finding, Model, Outcome, Point, ResultObject, Series, SourceVolume, Study
+from service.forms import Kind
+from service.results import frames
+from service.types import Finding, Model, Outcome, Point, Report, ResultObject, Series, SourceVolume, Study
 
 NAME = codes.PRODUCT
 SERIAL_NUMBER = f"{NAME}-{__version__}"  # Type 1 in a SEG; the program has no number but its version
 DISCLAIMER = "Research use only, not for diagnosis"
 
-Kind = Literal["SEG", "SR"]
+_LAYOUT = "2"  # of our objects; raised when the same findings are written otherwise: one UID, one content
 
-_SERIES_NUMBER = {"SEG": 9001, "SR": 9002}  # behind what scanners use
+_SERIES_NUMBER = {Kind.SEG: 9001, Kind.SR: 9002, Kind.SC: 9003, Kind.PR: 9004, Kind.KO: 9005}  # behind scanners' own
 _TYPE_2 = (  # Patient, General Study and Frame of Reference modules (PS3.3 C.7.1.1, C.7.2.1, C.7.4.1)
     "PatientName",
     "PatientID",
@@ -61,6 +63,7 @@ class Making:
     model: Model
     backend: str  # where the networks ran, in words
     made_at: datetime  # aware; every date and time of ours in the objects
+    earlier: tuple[Report, ...] = ()  # what this model's earlier analyses of the study reported
 
 
 # --- UIDs -----------------------------------------------------------------------------------------------------------
@@ -71,14 +74,42 @@ def is_result(header: Dataset) -> bool:
     return {header.get("Manufacturer"), header.get("ManufacturerModelName")} == {NAME}
 
 
-def series_uid(making: Making, source: SourceVolume | None, kind: Kind) -> str:
-    """Series Instance UID of the model's objects of one kind."""
-    return codes.derive_uid(*_origin(making, source), kind, "series")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Name:
+    """Which of an answer's objects: its UIDs are derived from this, and from what the answer is made of."""
+
+    kind: Kind
+    outcome: Outcome  # another outcome of the same sources is another object
+    form: str = ""  # see `ResultObject`
+    part: int = 1
+    predecessor: str = ""  # SOP Instance UID of the report that this one supersedes
 
 
-def instance_uid(making: Making, source: SourceVolume | None, kind: Kind, outcome: Outcome) -> str:
-    """SOP Instance UID of the model's object of one kind; another outcome of the same sources is another object."""
-    return codes.derive_uid(*_origin(making, source), kind, outcome)
+def series_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
+    """Series Instance UID: one for each kind and form, and for each part of a segmentation (viewers show one each)."""
+    part = str(name.part) if name.kind is Kind.SEG else ""
+    return codes.derive_uid(*_origin(making, source), name.kind, name.form, part, "series")
+
+
+def instance_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
+    """SOP Instance UID."""
+    return codes.derive_uid(base_uid(making, source, name), name.predecessor)
+
+
+def base_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
+    """What the SOP Instance UID is derived from, without the predecessor."""
+    return codes.derive_uid(*_origin(making, source), name.kind, name.outcome, name.form, str(name.part))
+
+
+def predecessor(making: Making, base: str, form: str) -> Report | None:
+    """The last earlier report of another content than this base's: the one that a new report supersedes.
+
+    Of that analysis, the report of the same form, if there is one.
+    """
+    others = [report for report in making.earlier if report.base != base]
+    last = max((report.revision for report in others), default=0)
+    of_last = [report for report in others if report.revision == last]
+    return next((report for report in of_last if report.form == form), of_last[0] if of_last else None)
 
 
 def tracking_uid(series: Series, model_name: str, channel: int, place: Point | None) -> str:
@@ -127,7 +158,8 @@ def _origin(making: Making, source: SourceVolume | None) -> tuple[str, ...]:
     sources = _digest(instance.sop_instance_uid for series in every for instance in series.instances)
     model = making.model
     settings = hashlib.sha256(model.spec.model_dump_json().encode()).hexdigest()
-    return making.study.study_instance_uid, sources, model.spec.name, model.spec.version, model.weights_sha256, settings
+    what = (model.spec.name, model.spec.version, model.weights_sha256, settings)
+    return making.study.study_instance_uid, sources, *what, _LAYOUT
 
 
 def _digest(uids: Iterable[str]) -> str:
@@ -195,7 +227,7 @@ def complete_headers(source: SourceVolume) -> list[Dataset]:
     for instance in source.ordered:
         copy = Dataset()
         copy.update(shared)
-        _put(copy, "SOPClassUID", instance.sop_class_uid)
+        _put(copy, "SOPClassUID", frames.class_for_highdicom(instance, source.series.modality))
         _put(copy, "SOPInstanceUID", instance.sop_instance_uid)
         _put(copy, "ImagePositionPatient", list(instance.header.ImagePositionPatient))
         copies.append(copy)
@@ -226,14 +258,14 @@ def words_of(findings: Iterable[Finding]) -> list[str]:
     return [concept.meaning for kind in kinds for concept in (kind.finding, kind.category, kind.site)]
 
 
-def series_of_ours(making: Making, source: SourceVolume | None, kind: Kind, outcome: Outcome) -> dict[str, Any]:
+def series_of_ours(making: Making, source: SourceVolume | None, name: Name) -> dict[str, Any]:
     """Arguments of highdicom's constructors that say which series and instance this is, and of which equipment."""
     return {
         "specific_character_set": None,  # `finish` sets it; highdicom would refuse some that are in use
-        "series_instance_uid": series_uid(making, source, kind),
-        "series_number": _SERIES_NUMBER[kind],
-        "sop_instance_uid": instance_uid(making, source, kind, outcome),
-        "instance_number": 1,
+        "series_instance_uid": series_uid(making, source, name),
+        "series_number": _SERIES_NUMBER[name.kind],
+        "sop_instance_uid": instance_uid(making, source, name),
+        "instance_number": name.part,
         "series_description": _series_description(making.model.spec.title),
         "manufacturer": NAME,
         "manufacturer_model_name": NAME,
@@ -242,19 +274,21 @@ def series_of_ours(making: Making, source: SourceVolume | None, kind: Kind, outc
     }
 
 
-def finish(made: hd.SOPClass, making: Making, header: Dataset, kind: Kind, words: Iterable[str]) -> ResultObject:
+def finish(
+    made: hd.SOPClass, making: Making, source: SourceVolume | None, header: Dataset, name: Name, words: Iterable[str]
+) -> ResultObject:
     """Put our stamp on an object, and make it the bytes that are kept, proved and sent.
 
     Parameters
     ----------
     made
         The object as highdicom made it.
-    making
+    making, source
         Of what it was made.
     header
         The completed header that patient and study were copied from.
-    kind
-        SEG or SR.
+    name
+        Which object it is.
     words
         The words of ours that are in it, beside the model's own. Where all are ASCII, the sources' character set
         holds them beside the copied names; else the object is written in UTF-8 (PS3.3 C.12.1.1.2).
@@ -265,22 +299,38 @@ def finish(made: hd.SOPClass, making: Making, header: Dataset, kind: Kind, words
     elif "SpecificCharacterSet" in header:
         made["SpecificCharacterSet"] = header["SpecificCharacterSet"]
     date, time = making.made_at.strftime("%Y%m%d"), making.made_at.strftime("%H%M%S")
-    for moment in ("InstanceCreation", "Series", "Content"):
+    moments = ("InstanceCreation", "Series", *(("PresentationCreation",) if name.kind is Kind.PR else ("Content",)))
+    for moment in moments:
         setattr(made, f"{moment}Date", date)
         setattr(made, f"{moment}Time", time)
     # In place of highdicom's own item, whose time is the clock's: one item for the model (IHE AIR 6.5.3.1).
     made.ContributingEquipmentSequence = [_contribution(making)]
+    made.CodingSchemeIdentificationSequence = [_own_scheme()]
     made.file_meta.ImplementationClassUID = UID(codes.IMPLEMENTATION_CLASS_UID)
     made.file_meta.ImplementationVersionName = codes.IMPLEMENTATION_VERSION_NAME
     file = io.BytesIO()
     made.save_as(file, enforce_file_format=True)
     return ResultObject(
-        kind=kind,
+        kind=name.kind,
+        form=name.form,
+        part=name.part,
         sop_class_uid=str(made.SOPClassUID),
+        transfer_syntax_uid=str(made.file_meta.TransferSyntaxUID),
+        base=base_uid(making, source, name),
         series_instance_uid=str(made.SeriesInstanceUID),
         sop_instance_uid=str(made.SOPInstanceUID),
         content=file.getvalue(),
     )
+
+
+def _own_scheme() -> Dataset:
+    """Whose the private scheme of some of our codes is (PS3.3 C.12.1.1.3 Coding Scheme Identification Sequence)."""
+    item = Dataset()
+    item.CodingSchemeDesignator = codes.OWN_SCHEME
+    item.CodingSchemeUID = codes.derive_uid("coding scheme")
+    item.CodingSchemeName = f"Codes of {NAME}"
+    item.CodingSchemeResponsibleOrganization = NAME
+    return item
 
 
 def _series_description(title: str) -> str:

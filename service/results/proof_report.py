@@ -5,31 +5,47 @@ Places are read as any reader would: coordinates on an image, brought into patie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
 from service import codes
-from service.results.reading import NUMBER_TOLERANCE, PLACE_TOLERANCE_MM, Fault, items, name, references, same_code
+from service.results.proof_segments import Seen
+from service.results.reading import NUMBER_TOLERANCE, PLACE_TOLERANCE_MM, Fault, items, name, same_code
 from service.results.reading import same_number as same
-from service.types import Finding, Judgement, Lesion, Mark, SourceVolume
+from service.types import Conclusion, Finding, Judgement, Lesion, Mark, Outcome, SourceVolume
 
 _REFERENCED_SEGMENT, _IMAGE_REGION, _GROUP = "121191", "111030", "125007"  # DCM
+_WITH_FINDINGS = {codes.ALL_ALGORITHMS_WITH_FINDINGS.value, codes.NOT_ALL_WITH_FINDINGS.value}
+_STATUSES = {
+    Outcome.FINDINGS: codes.SUCCEEDED.value,
+    Outcome.NO_FINDINGS: codes.SUCCEEDED.value,
+    Outcome.PARTIAL: codes.PARTIALLY_SUCCEEDED.value,
+    Outcome.UNSUITABLE: codes.NOT_ATTEMPTED.value,
+    Outcome.FAILED: codes.FAILED.value,
+}
 _TRACKING = codes.TRACKING_UNIQUE_IDENTIFIER.value
 
 
 def prove_report(
-    dataset: Dataset, source: SourceVolume | None, findings: Sequence[Finding], segmentations: set[str]
+    dataset: Dataset, source: SourceVolume | None, conclusion: Conclusion, segmentations: Mapping[str, Seen]
 ) -> None:
-    """Hold a report against the findings.
+    """Hold a report against the conclusion.
+
+    Parameters
+    ----------
+    segmentations
+        What the segmentations that it refers to hold, by SOP Instance UID; none: lesions are drawn on their slices.
 
     Raises
     ------
     Fault
         If it does not say what they are, or says more, or its summary disagrees.
     """
+    findings = conclusion.findings
     said: dict[str, list[Dataset]] = {finding.tracking_uid: [] for finding in findings}
     for statement in _statements(dataset):
         uid = next((str(item.UID) for item in statement.ContentSequence if name(item) == _TRACKING), "")
@@ -50,9 +66,22 @@ def prove_report(
                 _prove_judgement(ours, finding, source)
             case _:
                 raise Fault(f"finding {finding.number} of no known kind", "what is not proved is not sent")
+    _prove_ending(dataset, conclusion)
+
+
+def _prove_ending(dataset: Dataset, conclusion: Conclusion) -> None:
+    """How the work ended, and why."""
     summary = next(items(dataset, codes.CAD_SUMMARY.value)).ConceptCodeSequence[0].CodeValue
-    if (summary == codes.ALL_ALGORITHMS_WITH_FINDINGS.value) != bool(findings):
-        raise Fault(f"the summary {summary} for {len(findings)} findings", "the summary agrees with them (CID 6047)")
+    if (summary in _WITH_FINDINGS) != bool(conclusion.findings):
+        raise Fault(
+            f"the summary {summary} for {len(conclusion.findings)} findings", "the summary agrees with them (CID 6047)"
+        )
+    status = next(items(dataset, codes.SUMMARY_OF_DETECTIONS.value)).ConceptCodeSequence[0].CodeValue
+    if status != _STATUSES[conclusion.outcome]:
+        raise Fault(f"the status {status} for {conclusion.outcome}", "the status is how it ended (CID 6042)")
+    reasons = [item.ConceptCodeSequence[0].CodeValue for item in items(dataset, codes.REASON.value)]
+    if reasons != [codes.CAUSES[cause].value for cause in conclusion.causes]:
+        raise Fault(f"the reasons {reasons}", "a limited or missing analysis says why")
 
 
 def _statements(dataset: Dataset) -> Iterator[Dataset]:
@@ -73,10 +102,19 @@ def _prove_codes(statement: Dataset, finding: Finding) -> None:
         (codes.FINDING_SITE, inside[codes.FINDING_SITE.value], kind.site),
     ):
         same_code(f"{concept.meaning} of finding {finding.number}", item.ConceptCodeSequence[0], wanted)
+    sides = list(items(inside[codes.FINDING_SITE.value], codes.LATERALITY.value))
+    if len(sides) != (finding.laterality is not None):
+        raise Fault(
+            f"finding {finding.number} with {len(sides)} sides", "a site has the side that was found (TID 1411)"
+        )
+    if finding.laterality:
+        same_code(f"side of finding {finding.number}", sides[0].ConceptCodeSequence[0], finding.laterality)
 
 
-def _prove_lesion(groups: Sequence[Dataset], finding: Lesion, source: SourceVolume, segmentations: set[str]) -> None:
-    """Its numbers, its segment and its key slice."""
+def _prove_lesion(
+    groups: Sequence[Dataset], finding: Lesion, source: SourceVolume, segmentations: Mapping[str, Seen]
+) -> None:
+    """Its numbers, its segment or its outlines, and its key slice."""
     inside = {name(item): item for group in groups for item in group.ContentSequence}
     for concept, value in (
         (codes.VOLUME, finding.volume_ml),
@@ -85,12 +123,40 @@ def _prove_lesion(groups: Sequence[Dataset], finding: Lesion, source: SourceVolu
         (codes.CERTAINTY, finding.probability * 100),
     ):
         _prove_number(inside, concept, value, finding)
-    segment = inside[_REFERENCED_SEGMENT].ReferencedSOPSequence[0]
-    if segment.ReferencedSOPInstanceUID not in segmentations or segment.ReferencedSegmentNumber != finding.number:
-        raise Fault(f"finding {finding.number} with another's segment", "a group refers to its segment (TID 1411)")
-    regions = [item for group in groups for item in items(group, _IMAGE_REGION)]
-    if not regions or any(set(references(region)) != {_key_image(finding, source)} for region in regions):
+    of_volume = [any(name(item) == codes.VOLUME.value for item in group.ContentSequence) for group in groups]
+    if _REFERENCED_SEGMENT in inside:
+        segment = inside[_REFERENCED_SEGMENT].ReferencedSOPSequence[0]
+        held = segmentations.get(str(segment.ReferencedSOPInstanceUID), {})
+        if [it.number for it in held.get(int(segment.ReferencedSegmentNumber), ())] != [finding.number]:
+            raise Fault(f"finding {finding.number} with another's segment", "a group refers to its segment (TID 1411)")
+    elif segmentations:
+        raise Fault(f"finding {finding.number} without its segment", "a group refers to its segment (TID 1411)")
+    else:
+        for group in compress(groups, of_volume):
+            _prove_outlines(list(items(group, _IMAGE_REGION)), finding, source)
+    on_key_slice = compress(groups, (not it for it in of_volume))
+    regions = [item for group in on_key_slice for item in items(group, _IMAGE_REGION)]
+    if not regions or any(_place(region) != _key_image(finding, source) for region in regions):
         raise Fault(f"finding {finding.number} on another slice", "its outline is on the key slice (TID 1410)")
+
+
+def _prove_outlines(regions: Sequence[Dataset], finding: Lesion, source: SourceVolume) -> None:
+    """Outlines on each slice of a lesion and on no other, as wide and as high as the lesion is there."""
+    slices = {(it.sop_instance_uid, it.frame): index for index, it in enumerate(source.ordered)}
+    drawn: dict[int, list[NDArray[np.float64]]] = {}
+    for region in regions:
+        points = np.reshape(np.array(region.GraphicData, float), (-1, 2))
+        drawn.setdefault(slices[_place(region)], []).append(points)
+    corner = np.array([finding.box[2].start, finding.box[1].start])
+    wanted = {finding.box[0].start + n: area for n, area in enumerate(finding.mask) if area.any()}
+    if drawn.keys() != wanted.keys():
+        raise Fault(f"finding {finding.number} drawn on {len(drawn)} slices", f"it is on {len(wanted)} (TID 1411)")
+    for index, area in wanted.items():
+        points = np.concatenate(drawn[index])
+        rows, columns = np.nonzero(area)
+        low, high = np.array([columns.min(), rows.min()]) + corner, np.array([columns.max(), rows.max()]) + corner + 1
+        if np.abs(points.min(axis=0) - low).max() > 0.01 or np.abs(points.max(axis=0) - high).max() > 0.01:
+            raise Fault(f"finding {finding.number} drawn elsewhere on slice {index + 1}", "outlines are its borders")
 
 
 def _prove_mark(groups: Sequence[Dataset], finding: Mark, source: SourceVolume) -> None:
@@ -104,7 +170,7 @@ def _prove_mark(groups: Sequence[Dataset], finding: Mark, source: SourceVolume) 
         elif concept.value in inside:
             raise Fault(f"finding {finding.number} with a {concept.meaning}", "a point has no size")
     region = inside[_IMAGE_REGION]
-    if set(references(region)) != {_key_image(finding, source)}:
+    if _place(region) != _key_image(finding, source):
         raise Fault(f"finding {finding.number} on another slice", "it is drawn on the slice in its middle (TID 1410)")
     graphic = "POLYLINE" if finding.size_mm else "POINT"
     if region.GraphicType != graphic:
@@ -126,7 +192,8 @@ def _prove_judgement(statements: Sequence[Dataset], finding: Judgement, source: 
     """How sure it is, and by which image."""
     inside = _only(statements, finding)
     _prove_number(inside, codes.CERTAINTY, finding.probability * 100, finding)
-    if set(references(statements[0])) != {_key_image(finding, source)}:
+    decided = inside.get(codes.SOURCE_OF_MEASUREMENT.value)
+    if decided is None or _place(decided) != _key_image(finding, source):
         raise Fault(f"finding {finding.number} by another image", "a judgement refers to the image that decided")
 
 
@@ -144,8 +211,24 @@ def _prove_number(inside: dict[str, Dataset], concept: codes.Code, value: float,
     same(f"{concept.meaning} of finding {finding.number}", written, value, NUMBER_TOLERANCE)
 
 
-def _key_image(finding: Finding, source: SourceVolume) -> str:
-    return source.ordered[finding.key_slice].sop_instance_uid
+def _key_image(finding: Finding, source: SourceVolume) -> tuple[str, int | None]:
+    """The image, or the frame of one, that shows a finding best."""
+    instance = source.ordered[finding.key_slice]
+    return instance.sop_instance_uid, instance.frame
+
+
+def _place(item: Dataset) -> tuple[str, int | None]:
+    """The image, or the frame of one, that a content item or the coordinates in it refer to; empty, if to several."""
+    found = (
+        [item]
+        if "ReferencedSOPSequence" in item
+        else [it for it in item.ContentSequence if "ReferencedSOPSequence" in it]
+    )
+    images = [reference for it in found for reference in it.ReferencedSOPSequence]
+    if len(images) != 1:
+        return "", None
+    frame = images[0].get("ReferencedFrameNumber")
+    return str(images[0].ReferencedSOPInstanceUID), None if frame is None else int(frame)
 
 
 def _in_space(points: NDArray[np.float64], source: SourceVolume, key_slice: int) -> NDArray[np.float64]:

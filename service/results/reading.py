@@ -50,6 +50,11 @@ def same_code(what: str, item: Dataset, wanted: Code) -> None:
         )
 
 
+def described_segments(dataset: Dataset) -> list[Dataset]:
+    """The items of the Segment Sequence, without the background that a label map has (PS3.3 C.8.20.2.1)."""
+    return [item for item in dataset.get("SegmentSequence", ()) if item.SegmentNumber != 0]
+
+
 def items(item: Dataset, concept: str) -> Iterator[Dataset]:
     """The content items of a concept name, anywhere below."""
     for child in item.get("ContentSequence", ()):

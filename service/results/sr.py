@@ -15,31 +15,44 @@ from pydicom.sr.codedict import codes as standard
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from service import __version__, codes
-from service.results import groups, identity
-from service.results.identity import Making, code
-from service.types import Exclusion, Finding, Judgement, Lesion, Mark, Outcome, ResultObject, SourceVolume
+from service.forms import Kind
+from service.results import frames, groups, identity
+from service.results.identity import Making, Name, code
+from service.results.seg import Segmented
+from service.types import Conclusion, Judgement, Lesion, Mark, Outcome, Report, ResultObject, SourceVolume
 
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 _ABOUT_IMAGES = sr.RelationshipTypeValues.HAS_ACQ_CONTEXT
 
-_SUMMARY = {  # outcome: CID 6047, CID 6042
-    Outcome.FINDINGS: (codes.ALL_ALGORITHMS_WITH_FINDINGS, codes.SUCCEEDED),
-    Outcome.NO_FINDINGS: (codes.ALL_ALGORITHMS_NO_FINDINGS, codes.SUCCEEDED),
-    Outcome.UNSUITABLE: (codes.NO_ALGORITHM_SUCCEEDED, codes.NOT_ATTEMPTED),
-    Outcome.FAILED: (codes.NO_ALGORITHM_SUCCEEDED, codes.FAILED),
+_STATUS = {  # CID 6042
+    Outcome.FINDINGS: codes.SUCCEEDED,
+    Outcome.NO_FINDINGS: codes.SUCCEEDED,
+    Outcome.PARTIAL: codes.PARTIALLY_SUCCEEDED,
+    Outcome.UNSUITABLE: codes.NOT_ATTEMPTED,
+    Outcome.FAILED: codes.FAILED,
 }
+
+
+def summary_of(conclusion: Conclusion) -> codes.Code:
+    """CAD Processing and Findings Summary, of CID 6047."""
+    match conclusion.outcome, bool(conclusion.findings):
+        case Outcome.PARTIAL, found:
+            return codes.NOT_ALL_WITH_FINDINGS if found else codes.NOT_ALL_NO_FINDINGS
+        case Outcome.FINDINGS, _:
+            return codes.ALL_ALGORITHMS_WITH_FINDINGS
+        case Outcome.NO_FINDINGS, _:
+            return codes.ALL_ALGORITHMS_NO_FINDINGS
+        case _:
+            return codes.NO_ALGORITHM_SUCCEEDED
 
 
 def report(
     making: Making,
+    conclusion: Conclusion,
     *,
     source: SourceVolume | None,
-    findings: Sequence[Finding],
-    outcome: Outcome,
-    reason: str,
-    dropped: int,
-    excluded: Sequence[Exclusion],
-    segmentation: ResultObject | None,
+    segmented: Sequence[Segmented] = (),
+    form: str = "",
 ) -> ResultObject:
     """Say in a report how a model's work on a study ended, and what it found.
 
@@ -47,20 +60,14 @@ def report(
     ----------
     making
         Of what, by what and when.
+    conclusion
+        How the work ended, and what was found.
     source
         The analysed series; None where there was none. Then the study's first image stands for the study.
-    findings
-        What was found; a lesion has the segment of its number in `segmentation`.
-    outcome
-        How the work ended.
-    reason
-        Why it ended so, in words; may be empty.
-    dropped
-        How many findings more there were than the model may report.
-    excluded
-        The series left out.
-    segmentation
-        The lesions' Segmentation; None where there are none.
+    segmented
+        The lesions' Segmentations, each lesion in one of them; none: each lesion is drawn on all its slices instead.
+    form
+        The form of those (`SegForm.key`), or `OUTLINES`; empty where there are no lesions.
 
     Returns
     -------
@@ -68,22 +75,35 @@ def report(
         A Comprehensive 3D SR instance (Explicit VR Little Endian), unverified.
     """
     headers = identity.complete_headers(source) if source else [identity.complete_header(making.study.series[0].header)]
-    comments = list(_comments(making, findings, reason, dropped, excluded))
+    comments = list(_comments(making, conclusion))
+    findings = conclusion.findings
     root = sr.ContainerContentItem(name=standard.cid7021.ImagingMeasurementReport, template_id="1500")
     root.ContentSequence = sr.ContentSequence()
     root.ContentSequence.extend(_context(headers[0]))
     root.ContentSequence.extend(_image_library(headers))
-    placed = list(_groups(findings, headers, source, segmentation, making)) if source else []
+    placed = list(_groups(conclusion, headers, source, segmented, making)) if source else []
     if placed:
         measurements = sr.ContainerContentItem(name=standard.DCM.ImagingMeasurements, relationship_type=_CONTAINS)
         measurements.ContentSequence = sr.ContentSequence()
         for group in placed:
             measurements.ContentSequence.extend(group)
         root.ContentSequence.append(measurements)
-    judged = [groups.judgement(finding, headers, making) for finding in findings if isinstance(finding, Judgement)]
-    root.ContentSequence.append(_evaluations(outcome, judged, comments))
+    judged = [
+        groups.judgement(finding, headers, source, making)
+        for finding in findings
+        if source and isinstance(finding, Judgement)
+    ]
+    root.ContentSequence.append(_evaluations(conclusion, judged, comments))
 
-    evidence = [*headers, _reference(segmentation, making, source)] if segmentation else headers
+    base = identity.base_uid(making, source, Name(kind=Kind.SR, outcome=conclusion.outcome, form=form))
+    earlier = identity.predecessor(making, base, form)
+    name = Name(
+        kind=Kind.SR,
+        outcome=conclusion.outcome,
+        form=form,
+        predecessor=earlier.sop_instance_uid if earlier else "",
+    )
+    evidence = [*headers, *(_reference(it.object, making) for it in segmented)]
     real_class = headers[0].SOPClassUID
     if not source:
         # highdicom looks up by the class where the patient's attributes are, and knows no private ones.
@@ -91,31 +111,33 @@ def report(
     made = sr.Comprehensive3DSR(
         evidence=evidence,
         content=root,
-        is_complete=not dropped and outcome is not Outcome.FAILED,
+        is_complete=not conclusion.dropped and conclusion.outcome not in (Outcome.FAILED, Outcome.PARTIAL),
+        previous_versions=[_reference(earlier, making)] if earlier else None,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **identity.series_of_ours(making, source, "SR", outcome),
+        **identity.series_of_ours(making, source, name),
     )
     if not source:
         study = made.CurrentRequestedProcedureEvidenceSequence[0]
         study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPClassUID = real_class
-    return identity.finish(made, making, headers[0], "SR", [*identity.words_of(findings), *comments])
+    else:
+        frames.restore(made, source)
+    return identity.finish(made, making, source, headers[0], name, [*identity.words_of(findings), *comments])
 
 
 def _groups(
-    findings: Sequence[Finding],
+    conclusion: Conclusion,
     headers: Sequence[Dataset],
     source: SourceVolume,
-    segmentation: ResultObject | None,
+    segmented: Sequence[Segmented],
     making: Making,
 ) -> Iterator[sr.ContentSequence]:
     """The measurement groups of all findings that have a place."""
-    for finding in findings:
+    for finding in conclusion.findings:
         match finding:
             case Lesion():
-                assert segmentation  # made of the same lesions
-                yield from groups.lesion(finding, headers, source, segmentation, making)
+                yield from groups.lesion(finding, headers, source, segmented, making)
             case Mark():
-                yield groups.mark(finding, headers, making)
+                yield groups.mark(finding, headers, source, making)
 
 
 # --- What it is about -----------------------------------------------------------------------------------------------
@@ -214,11 +236,11 @@ def _numbers(header: Dataset) -> Iterable[sr.NumContentItem]:
             yield sr.NumContentItem(name=name, value=float(value), unit=unit, relationship_type=_ABOUT_IMAGES)
 
 
-def _reference(made: ResultObject, making: Making, source: SourceVolume | None) -> Dataset:
-    """What the evidence needs to know of our segmentation."""
+def _reference(made: ResultObject | Report, making: Making) -> Dataset:
+    """What another object of ours is referred to by."""
     reference = Dataset()
     reference.StudyInstanceUID = making.study.study_instance_uid
-    reference.SeriesInstanceUID = identity.series_uid(making, source, "SEG")
+    reference.SeriesInstanceUID = made.series_instance_uid
     reference.SOPClassUID, reference.SOPInstanceUID = made.sop_class_uid, made.sop_instance_uid
     return reference
 
@@ -227,15 +249,21 @@ def _reference(made: ResultObject, making: Making, source: SourceVolume | None) 
 
 
 def _evaluations(
-    outcome: Outcome, judged: Iterable[sr.CodeContentItem], comments: Iterable[str]
+    conclusion: Conclusion, judged: Iterable[sr.CodeContentItem], comments: Iterable[str]
 ) -> sr.ContainerContentItem:
-    """Outcome, what was found without a place, and remarks (TID 1500 rows 12 to 14)."""
-    summary, status = _SUMMARY[outcome]
+    """Outcome and why, what was found without a place, and remarks (TID 1500 rows 12 to 14)."""
+    said = (
+        (codes.CAD_SUMMARY, summary_of(conclusion)),
+        (codes.SUMMARY_OF_DETECTIONS, _STATUS[conclusion.outcome]),
+        *((codes.REASON, codes.CAUSES[cause]) for cause in conclusion.causes),
+    )
     container = sr.ContainerContentItem(name=code(codes.QUALITATIVE_EVALUATIONS), relationship_type=_CONTAINS)
     container.ContentSequence = sr.ContentSequence(
         [
-            sr.CodeContentItem(name=code(codes.CAD_SUMMARY), value=code(summary), relationship_type=_CONTAINS),
-            sr.CodeContentItem(name=code(codes.SUMMARY_OF_DETECTIONS), value=code(status), relationship_type=_CONTAINS),
+            *(
+                sr.CodeContentItem(name=code(concept), value=code(value), relationship_type=_CONTAINS)
+                for concept, value in said
+            ),
             *judged,
             *(
                 sr.TextContentItem(name=code(codes.COMMENT), value=comment, relationship_type=_CONTAINS)
@@ -246,9 +274,7 @@ def _evaluations(
     return container
 
 
-def _comments(
-    making: Making, findings: Sequence[Finding], reason: str, dropped: int, excluded: Sequence[Exclusion]
-) -> Iterable[str]:
+def _comments(making: Making, conclusion: Conclusion) -> Iterable[str]:
     spec = making.model.spec
     yield (
         f"{identity.DISCLAIMER}. {spec.title}: model {spec.name} {spec.version} by {spec.manufacturer}, "
@@ -256,12 +282,14 @@ def _comments(
     )
     looked_for = (f"{kind.finding.meaning} ({kind.site.meaning})" for kind in spec.classes if not kind.normal)
     yield f"It looks for: {', '.join(looked_for)}."
-    for finding in findings:
+    for finding in conclusion.findings:
         if isinstance(finding, Judgement):
             yield groups.in_words(finding)
-    if reason:
-        yield reason
-    if dropped:
-        yield f"{dropped} more finding(s), less probable than these, are not listed."
-    for exclusion in excluded:
+    if conclusion.reason:
+        yield conclusion.reason
+    if conclusion.dropped:
+        yield f"{conclusion.dropped} more finding(s), less probable than these, are not listed."
+    for note in conclusion.notes:
+        yield f"Accepted as it is: {note}"
+    for exclusion in conclusion.excluded:
         yield f"Series {exclusion.series_instance_uid} was left out: {exclusion.reason}"

@@ -209,7 +209,7 @@ def test_run_needs_no_network(service: Service, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Lesion" in done.stdout
     made = sorted(path.name for path in (tmp_path / "out" / study_uid_of(tmp_path / "study")).iterdir())
-    assert made == ["bright-1.png", "bright.SEG.dcm", "bright.SR.dcm"]
+    assert made == ["bright-1.png", "bright-summary.png", "bright.SEG.binary.dcm", "bright.SR.binary.dcm"]
 
 
 def test_run_says_what_it_did_not_find(tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import (
-    UID,
     Comprehensive3DSRStorage,
     ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
+    RLELossless,
     SegmentationStorage,
 )
 from pynetdicom import AE, evt
@@ -28,11 +27,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from service.config import Destination
-from service.errors import AssociationRejected, DeliveryError, InstanceRefused, PeerUnreachable
-from service.results import deliver, seg, sr
-from service.types import Delivery, DeliveryState, Outcome, ResultObject
+from service.errors import AssociationRejected, DeliveryError, InstanceRefused, NotAccepted, PeerUnreachable
+from service.results import deliver
+from service.results.negotiate import Acceptance, can_be_queried, negotiate
+from service.types import Delivery, DeliveryState, ResultObject
 from tests.phantoms import make
 from tests.support import counterpart, free_port
+from tests.unit.test_results_identity import objects_of
 
 OURS = "OVERREAD"
 FIND = StudyRootQueryRetrieveInformationModelFind
@@ -46,17 +47,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Delivery]:
     """A SEG and an SR of ours, frozen, by kind."""
     folder = tmp_path_factory.mktemp("objects")
     phantom = make(folder / "series")
-    segmentation = seg.segmentation(phantom.source, phantom.lesions, phantom.making)
-    report = sr.report(
-        phantom.making,
-        source=phantom.source,
-        findings=phantom.findings,
-        outcome=Outcome.FINDINGS,
-        reason="",
-        dropped=0,
-        excluded=(),
-        segmentation=segmentation,
-    )
+    segmentation, report = objects_of(phantom)
     return {
         made.kind: _frozen(made, folder, phantom.making.study.study_instance_uid) for made in (segmentation, report)
     }
@@ -232,7 +223,7 @@ def test_a_peer_that_is_not_there_is_tried_again(host: str, objects: dict[str, D
         lambda: _send(objects["SR"], destination),
         lambda: deliver.is_present(objects["SR"], destination, our_ae_title=OURS),
         lambda: deliver.echo(destination, our_ae_title=OURS),
-        lambda: deliver.accepts(destination, our_ae_title=OURS),
+        lambda: negotiate(destination, our_ae_title=OURS),
     ):
         with pytest.raises(PeerUnreachable) as caught:
             ask()
@@ -383,26 +374,45 @@ def test_a_query_that_breaks_off_is_asked_again(objects: dict[str, Delivery]) ->
 # --- Asked beforehand -----------------------------------------------------------------------------------------------
 
 
-def test_a_peer_is_asked_what_it_does_not_accept() -> None:
+def test_a_peer_is_asked_what_it_accepts() -> None:
+    every = {(str(sop_class), str(ExplicitVRLittleEndian)) for sop_class in (*RESULTS, FIND, Verification)}
     with _peer() as destination:
         deliver.echo(destination, our_ae_title=OURS)
-        assert deliver.accepts(destination, our_ae_title=OURS) == []
+        accepted = negotiate(destination, our_ae_title=OURS)
+        assert {pair for pair in accepted if pair[0] not in (FIND, Verification)} <= every
+        assert {sop_class for sop_class, _ in accepted} == {sop_class for sop_class, _ in every}
+        assert can_be_queried(accepted)
     with _peer(classes=(SegmentationStorage, Verification)) as destination:
-        assert deliver.accepts(destination, our_ae_title=OURS) == [
-            UID(Comprehensive3DSRStorage).name,
-            UID(FIND).name,
-        ]
-    with _peer(classes=RESULTS, confirm="none") as destination:
-        assert deliver.accepts(destination, our_ae_title=OURS) == []
-        with pytest.raises(InstanceRefused, match="Verification"):
-            deliver.echo(destination, our_ae_title=OURS)
+        accepted = negotiate(destination, our_ae_title=OURS)
+        assert {sop_class for sop_class, _ in accepted} == {SegmentationStorage, Verification}
+        assert not can_be_queried(accepted)
+    with _peer(classes=RESULTS) as destination, pytest.raises(NotAccepted, match="Verification"):
+        deliver.echo(destination, our_ae_title=OURS)
+    with _peer(classes=("1.2.840.10008.5.1.4.1.1.2",)) as destination:
+        assert negotiate(destination, our_ae_title=OURS) == frozenset()
 
 
-def test_a_peer_that_wants_another_transfer_syntax_is_found_out_beforehand(objects: dict[str, Delivery]) -> None:
-    with _peer(syntaxes=(ImplicitVRLittleEndian,), classes=RESULTS, confirm="none") as destination:
-        assert len(deliver.accepts(destination, our_ae_title=OURS)) == 2
-        with pytest.raises(InstanceRefused):
+def test_each_transfer_syntax_is_asked_for_by_itself(objects: dict[str, Delivery]) -> None:
+    with _peer(syntaxes=(RLELossless,), classes=(SegmentationStorage, Comprehensive3DSRStorage)) as destination:
+        assert negotiate(destination, our_ae_title=OURS) == {(SegmentationStorage, RLELossless)}
+        with pytest.raises(NotAccepted):
             _send(objects["SR"], destination)
+
+
+def test_what_a_peer_accepts_is_asked_once_until_it_refuses_it() -> None:
+    asked = []
+
+    def ask(destination: Destination) -> frozenset[tuple[str, str]]:
+        asked.append(destination.name)
+        return frozenset({("1.2", "1.3")})
+
+    acceptance, destination = Acceptance(ask), _destination(1)
+    assert acceptance.of(destination)("1.2", "1.3")
+    assert not acceptance.of(destination)("1.2", "1.4")
+    assert asked == ["pacs"]
+    acceptance.forget(destination)
+    acceptance.of(destination)
+    assert asked == ["pacs", "pacs"]
 
 
 # --- DCMTK ----------------------------------------------------------------------------------------------------------
@@ -475,4 +485,9 @@ def test_dcmtks_archive_finds_what_it_was_sent_and_nothing_else(objects: dict[st
         assert _once_up(lambda: _send(objects["SR"], destination)) == ""
         assert deliver.is_present(objects["SR"], destination, our_ae_title=OURS)
         assert not deliver.is_present(objects["SEG"], destination, our_ae_title=OURS)
-        assert deliver.accepts(destination, our_ae_title=OURS) == []
+        accepted = negotiate(destination, our_ae_title=OURS)
+        assert can_be_queried(accepted)
+        assert {
+            (SegmentationStorage, ExplicitVRLittleEndian),
+            (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
+        } <= accepted

@@ -10,7 +10,7 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from service.results import sr
-from service.types import Exclusion, Outcome
+from service.types import Conclusion, Exclusion, Outcome
 from tests import phantoms
 from tests.integration.validators import dciodvfy, pixelmed, said
 from tests.unit.test_results_identity import objects_of, report_of
@@ -40,17 +40,15 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         judged = phantoms.with_judgements(phantom)
         made[f"sr-judged-{modality}"] = report_of(judged).content
         made[f"sr-normal-{modality}"] = report_of(replace(judged, findings=())).content
-    for outcome in (Outcome.NO_FINDINGS, Outcome.UNSUITABLE, Outcome.FAILED):
-        report = sr.report(
-            phantom.making,
-            source=None if outcome is Outcome.UNSUITABLE else phantom.source,
-            findings=(),
+    for outcome in (Outcome.NO_FINDINGS, Outcome.PARTIAL, Outcome.UNSUITABLE, Outcome.FAILED):
+        conclusion = Conclusion(
             outcome=outcome,
             reason="a reason in words",
-            dropped=0,
+            causes=() if outcome is Outcome.NO_FINDINGS else ("slice-spacing",),
             excluded=(Exclusion(series_instance_uid="1.2.3", reason="a localizer"),),
-            segmentation=None,
         )
+        source = None if outcome is Outcome.UNSUITABLE else phantom.source
+        report = sr.report(phantom.making, conclusion, source=source)
         made[f"sr-{outcome.name.lower()}"] = report.content
     paths = {name: folder / f"{name}.dcm" for name in made}
     for name, content in made.items():

@@ -12,9 +12,23 @@ import numpy as np
 import pytest
 
 from service import evidence
+from service.forms import Kind
 from service.show import findings_table
 from service.types import Answer, Evidence, Exclusion, Lesion, Outcome, Picture, ResultObject, Selection
 from tests.phantoms import Phantom, make, with_judgements, with_marks
+
+
+def _object(kind: Kind, form: str, uid: str, content: bytes) -> ResultObject:
+    return ResultObject(
+        kind=kind,
+        form=form,
+        sop_class_uid="1.1",
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        series_instance_uid=f"{uid}.1",
+        sop_instance_uid=uid,
+        base=f"{uid}.2",
+        content=content,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +46,10 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Answer:
         notes=("odd",),
         seconds={"infer": 1.23456},
         objects=(
-            ResultObject(
-                kind="SEG", sop_class_uid="1.1", series_instance_uid="1.2", sop_instance_uid="1.3", content=b"seg"
-            ),
-            ResultObject(
-                kind="SR", sop_class_uid="2.1", series_instance_uid="2.2", sop_instance_uid="2.3", content=b"sr"
-            ),
+            _object(Kind.SEG, "binary", "1.3", b"seg"),
+            _object(Kind.SR, "binary", "2.3", b"sr"),
         ),
-        pictures=(Picture(finding=1, png=b"one"), Picture(finding=2, png=b"two")),
+        pictures=(Picture(finding=0, png=b"sheet"), Picture(finding=1, png=b"one"), Picture(finding=2, png=b"two")),
     )
 
 
@@ -54,7 +64,7 @@ def test_everything_is_frozen_under_the_names_that_the_answers_say(answer: Answe
     assert told == json.loads(json.dumps(evidence.as_json(answer)))
     assert [(folder / made["file"]).read_bytes() for made in told["objects"]] == [b"seg", b"sr"]
     assert [(folder / finding["picture"]).read_bytes() for finding in told["findings"]] == [b"one", b"two"]
-    assert len(list(folder.iterdir())) == 5
+    assert len(list(folder.iterdir())) == 6
     assert [path.name for path in folder.parent.iterdir()] == ["4"], "no draft is left"
 
 
@@ -71,7 +81,7 @@ def test_what_is_frozen_never_changes(answer: Answer, tmp_path: Path) -> None:
 def test_each_answer_has_files_of_its_own(answer: Answer, tmp_path: Path) -> None:
     other = replace(answer, model=answer.model.model_copy(update={"name": "another"}))
     folder = evidence.freeze(tmp_path, _evidence(answer, other), 0)
-    assert len(list(folder.iterdir())) == 9
+    assert len(list(folder.iterdir())) == 11
     assert [told["model"] for told in evidence.frozen_answers(folder)] == ["phantom-lesion", "another"]
 
 
@@ -97,7 +107,7 @@ def test_a_crash_on_the_way_leaves_nothing(
         assert not folder.exists()
         assert list(folder.parent.iterdir()) == []
     evidence.freeze(tmp_path, _evidence(answer), 0)
-    assert len(list(folder.iterdir())) == 5
+    assert len(list(folder.iterdir())) == 6
 
 
 def test_every_file_and_folder_is_made_durable(answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +131,7 @@ def test_the_api_sees_plain_values_and_no_patient(answer: Answer) -> None:
     assert "Phantom^Test" not in words
     assert "P-0001" not in words
     assert told["outcome"] == "findings"
-    assert told["excluded"] == [{"series_uid": "1.2.9", "reason": "localizers only"}]
+    assert told["excluded"] == [{"series_uid": "1.2.9", "reason": "localizers only", "cause": "no-series"}]
     assert (told["dropped"], told["notes"], told["seconds"]) == (3, ["odd"], {"infer": 1.235})
     first, finding = told["findings"][0], answer.findings[0]
     assert isinstance(finding, Lesion)
@@ -143,7 +153,7 @@ def _told(phantom: Phantom, answer: Answer) -> list[dict[str, Any]]:
 
 def test_each_kind_of_finding_is_told_with_what_it_has(answer: Answer, tmp_path: Path) -> None:
     phantom = make(tmp_path)
-    common = {"kind", "number", "tracking_uid", "finding", "site", "probability", "slice", "picture"}
+    common = {"kind", "number", "tracking_uid", "finding", "site", "laterality", "probability", "slice", "picture"}
     (lesion, _), (box, _, point), (said, _) = (
         _told(each, answer) for each in (phantom, with_marks(phantom), with_judgements(phantom))
     )

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,13 +28,16 @@ from service.errors import (
     OutOfMemory,
     Superseded,
 )
-from service.evidence import as_json
+from service.evidence import answer_from, as_json
+from service.forms import Profile
 from service.intake.study import group, read_instance
 from service.models import model_of
 from service.pipeline import analyse
 from service.results import capture, proof, sr
+from service.results.choice import choose, everything
+from service.results.identity import Making
 from service.spec import read_spec
-from service.types import Answer, Array, Evidence, Lesion, Model, Outcome, Series, SourceVolume, Study
+from service.types import Answer, Array, Conclusion, Evidence, Lesion, Model, Outcome, Series, SourceVolume, Study
 from tests.bare import BareBackend
 from tests.toys import Ball, bright_study, write_model
 
@@ -69,6 +73,11 @@ class Backend(BareBackend):
             raise self.errors[network]
         answers = super().infer(network, patches)
         return tuple(np.zeros_like(answer) for answer in answers) if self.dark else answers
+
+
+def kinds(answer: Answer) -> list[str]:
+    """The kinds of objects that a destination with the usual profile gets."""
+    return [made.kind for made in choose(answer_from(as_json(answer)), Profile(), everything).objects]
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +158,15 @@ def test_each_model_finds_the_ball_and_has_its_objects(
         (finding,) = answer.findings
         assert isinstance(finding, Lesion)
         np.testing.assert_allclose(finding.centroid_lps_mm, ball.centre_lps_mm, atol=0.5)
-        assert [made.sop_class_uid for made in answer.objects] == [SegmentationStorage, Comprehensive3DSRStorage]
-        assert [picture.finding for picture in answer.pictures] == [1]
-        assert set(answer.seconds) == {"select", "volume", "infer", "findings", "encode", "proof"}
+        assert kinds(answer) == ["SEG", "SR"]
+        classes = {made.sop_class_uid for made in answer.objects if made.form == "binary"}
+        assert classes == {SegmentationStorage, Comprehensive3DSRStorage}
+        assert [picture.finding for picture in answer.pictures] == [0, 1]
+        assert set(answer.seconds) == {"select", "volume", "infer", "findings", "draw", "encode", "proof"}
         steps = [step[2:] for step in progress if step[0] == answer.model.name]
         assert steps == [(done, steps[0][1]) for done in range(steps[0][1] + 1)]
     uids = [made.sop_instance_uid for answer in evidence.answers for made in answer.objects]
-    assert len(set(uids)) == 4
+    assert len(set(uids)) == len(uids) == 8  # of each model: SEG, two reports, and the sheet
 
 
 def test_the_models_run_at_the_same_time(
@@ -200,7 +211,7 @@ def test_a_map_without_any_voxel_is_no_finding(
     backend.dark = True
     (answer,) = _analyse(study, models[:1], scheduler).answers
     assert (answer.outcome, answer.findings, answer.reason) == (Outcome.NO_FINDINGS, (), "")
-    assert [made.kind for made in answer.objects] == ["SR"]
+    assert kinds(answer) == ["SR"]
     assert codes.ALL_ALGORITHMS_NO_FINDINGS.value in _words(_report(answer))
 
 
@@ -219,8 +230,8 @@ def test_a_model_that_breaks_is_answered_as_failed_and_stops_no_other(
     backend.errors[FIRST] = error
     broken, whole = _analyse(study, models, scheduler).answers
     assert whole.outcome is Outcome.FINDINGS
-    assert [made.kind for made in whole.objects] == ["SEG", "SR"]
-    assert (broken.outcome, broken.findings, broken.pictures) == (Outcome.FAILED, (), ())
+    assert kinds(whole) == ["SEG", "SR"]
+    assert (broken.outcome, broken.findings, [it.finding for it in broken.pictures]) == (Outcome.FAILED, (), [0])
     report = _report(broken)
     assert codes.FAILED.value in _words(report)
     reason = "nothing good" if isinstance(error, BackendError) else f"({type(error).__name__})"
@@ -328,15 +339,15 @@ def test_objects_that_fail_their_proof_are_not_kept(
 ) -> None:
     real = proof.prove
 
-    def prove(source: object, findings: object, objects: object, making: object) -> None:
-        if findings:
+    def prove(making: Making, conclusion: Conclusion, *more: Any) -> None:
+        if conclusion.findings:
             raise EncodingError(**PARTS)
-        real(source, findings, objects, making)  # type: ignore[arg-type]
+        real(making, conclusion, *more)
 
     monkeypatch.setattr(proof, "prove", prove)
     (answer,) = _analyse(study, models[:1], scheduler).answers
     assert (answer.outcome, answer.findings) == (Outcome.FAILED, ())
-    assert [made.kind for made in answer.objects] == ["SR"]
+    assert kinds(answer) == ["SR"]
     assert codes.FAILED.value in _words(_report(answer))
 
 
@@ -373,6 +384,6 @@ def test_a_picture_that_can_not_be_drawn_costs_only_itself(
     monkeypatch.setattr(capture, "picture", fail)
     for answer in _analyse(study, models, scheduler).answers:
         assert answer.outcome is Outcome.FINDINGS
-        assert answer.pictures == ()
-        assert [made.kind for made in answer.objects] == ["SEG", "SR"]
+        assert [picture.finding for picture in answer.pictures] == [0]
+        assert kinds(answer) == ["SEG", "SR"]
         assert as_json(answer)["findings"][0]["picture"] is None

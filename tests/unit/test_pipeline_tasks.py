@@ -28,6 +28,7 @@ from tests.toys import (
     write_heatmap_model,
     write_neighbour_model,
 )
+from tests.unit.test_pipeline import kinds
 
 
 @pytest.fixture
@@ -63,11 +64,11 @@ def test_what_is_detected_is_marked_in_the_report_and_has_no_segmentation(
     assert callable(write)
     answer = answer_of(study, write(tmp_path / "models"), scheduler)
     assert answer.outcome is Outcome.FINDINGS, answer.reason
-    assert [made.kind for made in answer.objects] == ["SR"]
+    assert kinds(answer) == ["SR"]
     finding = answer.findings[0]
     assert isinstance(finding, Mark)
     assert np.linalg.norm(np.subtract(finding.centre_lps_mm, ball.centre_lps_mm)) < 15
-    assert len(answer.pictures) == len(answer.findings)
+    assert len(answer.pictures) == 1 + len(answer.findings)
 
 
 @pytest.mark.parametrize("write", [write_ensemble_model, write_neighbour_model])
@@ -78,7 +79,7 @@ def test_an_ensemble_and_a_network_of_slices_give_a_segmentation(
     assert callable(write)
     answer = answer_of(study, write(tmp_path / "models"), scheduler)
     assert answer.outcome is Outcome.FINDINGS, answer.reason
-    assert [made.kind for made in answer.objects] == ["SEG", "SR"]
+    assert kinds(answer) == ["SEG", "SR"]
     assert isinstance(answer.findings[0], Lesion)
 
 
@@ -88,7 +89,7 @@ def test_a_classification_names_the_slice_that_decided(
     study, ball = studied
     answer = answer_of(study, write_classification_model(tmp_path / "models"), scheduler)
     assert answer.outcome is Outcome.FINDINGS, answer.reason
-    assert [made.kind for made in answer.objects] == ["SR"]
+    assert kinds(answer) == ["SR"]
     (finding,) = answer.findings
     assert isinstance(finding, Judgement)
     assert answer.selection is not None

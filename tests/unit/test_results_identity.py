@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from service import __version__
+from service.forms import Kind, SegForm
 from service.results import identity, seg, sr
-from service.types import Outcome, ResultObject
+from service.results.identity import Name
+from service.types import Conclusion, Outcome, ResultObject
 from tests import phantoms
 from tests.phantoms import Phantom
 
@@ -33,27 +35,29 @@ COPIED = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-KINDS: tuple[identity.Kind, ...] = ("SEG", "SR")
+BINARY = SegForm()
 
 
-def objects_of(phantom: Phantom) -> tuple[ResultObject, ResultObject]:
+def conclusion_of(phantom: Phantom, outcome: Outcome | None = None) -> Conclusion:
+    """What the phantom's objects have to say."""
+    found = Outcome.FINDINGS if phantom.findings else Outcome.NO_FINDINGS
+    return Conclusion(outcome=outcome or found, findings=phantom.findings)
+
+
+def segmented_of(phantom: Phantom, form: SegForm = BINARY) -> tuple[seg.Segmented, ...]:
+    """The phantom's Segmentations."""
+    return seg.segmentations(phantom.source, phantom.lesions, phantom.making, form, outcome=Outcome.FINDINGS)
+
+
+def objects_of(phantom: Phantom, form: SegForm = BINARY) -> tuple[ResultObject, ResultObject]:
     """The phantom's SEG and SR."""
-    segmentation = seg.segmentation(phantom.source, phantom.lesions, phantom.making)
-    return segmentation, report_of(phantom, segmentation)
+    (segmented,) = segmented_of(phantom, form)
+    return segmented.object, report_of(phantom, (segmented,), form.key)
 
 
-def report_of(phantom: Phantom, segmentation: ResultObject | None = None) -> ResultObject:
+def report_of(phantom: Phantom, segmented: Sequence[seg.Segmented] = (), form: str = "") -> ResultObject:
     """The phantom's SR; with the SEG, where it has lesions."""
-    return sr.report(
-        phantom.making,
-        source=phantom.source,
-        findings=phantom.findings,
-        outcome=Outcome.FINDINGS if phantom.findings else Outcome.NO_FINDINGS,
-        reason="",
-        dropped=0,
-        excluded=(),
-        segmentation=segmentation,
-    )
+    return sr.report(phantom.making, conclusion_of(phantom), source=phantom.source, segmented=segmented, form=form)
 
 
 def read(made: ResultObject) -> Dataset:
@@ -76,14 +80,19 @@ def test_uids_differ_where_the_making_differs_and_only_there(tmp_path: Path) -> 
         replace(making, model=replace(model, spec=model.spec.model_copy(update={"name": "other-lesion"}))),
     ]
     found = Outcome.FINDINGS
-    uids = {identity.instance_uid(each, source, kind, found) for each in (making, *others) for kind in KINDS}
-    assert len(uids) == 10
+    names = [
+        *(Name(kind=kind, outcome=found) for kind in Kind),
+        Name(kind=Kind.SEG, outcome=found, form="binary"),
+        Name(kind=Kind.SEG, outcome=found, form="binary", part=2),
+        Name(kind=Kind.SR, outcome=found, predecessor="1.2.3"),
+        Name(kind=Kind.SR, outcome=Outcome.FAILED),  # a report that says something else is another object
+    ]
+    uids = {identity.instance_uid(each, source, name) for each in (making, *others) for name in names}
+    assert len(uids) == 5 * len(names)
     later = replace(making, backend="another device", made_at=making.made_at.replace(year=2030))
-    assert identity.instance_uid(later, source, "SEG", found) == identity.instance_uid(making, source, "SEG", found)
-    # A report that says something else is another object.
-    assert identity.instance_uid(making, source, "SR", Outcome.FAILED) not in uids
-    assert identity.series_uid(making, source, "SEG") != identity.series_uid(making, source, "SR")
-    assert identity.series_uid(others[1], source, "SR") != identity.series_uid(making, source, "SR")
+    assert identity.instance_uid(later, source, names[0]) == identity.instance_uid(making, source, names[0])
+    assert len({identity.series_uid(making, source, name) for name in names}) == len(Kind) + 2
+    assert identity.series_uid(others[1], source, names[1]) != identity.series_uid(making, source, names[1])
     assert identity.device_uid(others[1].model) != identity.device_uid(model)
 
 
@@ -92,9 +101,10 @@ def test_uids_change_with_the_sources_but_not_with_their_order(tmp_path: Path) -
     series = phantom.source.series
     mixed = replace(series, instances=tuple(sorted(series.instances, key=lambda i: i.sop_instance_uid)))
     fewer = replace(series, instances=series.instances[1:])
-    whole = identity.instance_uid(phantom.making, replace(phantom.source, series=series), "SR", Outcome.FINDINGS)
-    assert identity.instance_uid(phantom.making, replace(phantom.source, series=mixed), "SR", Outcome.FINDINGS) == whole
-    assert identity.instance_uid(phantom.making, replace(phantom.source, series=fewer), "SR", Outcome.FINDINGS) != whole
+    name = Name(kind=Kind.SR, outcome=Outcome.FINDINGS)
+    whole = identity.instance_uid(phantom.making, replace(phantom.source, series=series), name)
+    assert identity.instance_uid(phantom.making, replace(phantom.source, series=mixed), name) == whole
+    assert identity.instance_uid(phantom.making, replace(phantom.source, series=fewer), name) != whole
 
 
 def test_tracking_uid_is_the_place_and_not_the_rank(tmp_path: Path) -> None:
@@ -189,16 +199,8 @@ def test_words_of_ours_beyond_ascii_make_it_utf_8(tmp_path: Path) -> None:
         dataset.PatientName = "Yamada^Tarou=山田^太郎"
 
     phantom = phantoms.make(tmp_path, edit=edit)
-    report = sr.report(
-        phantom.making,
-        source=phantom.source,
-        findings=(),
-        outcome=Outcome.FAILED,
-        reason="kaputt: Größe",
-        dropped=0,
-        excluded=(),
-        segmentation=None,
-    )
+    conclusion = Conclusion(outcome=Outcome.FAILED, reason="kaputt: Größe")
+    report = sr.report(phantom.making, conclusion, source=phantom.source)
     dataset = read(report)
     assert dataset.SpecificCharacterSet == "ISO_IR 192"
     assert str(dataset.PatientName) == "Yamada^Tarou=山田^太郎"
@@ -266,14 +268,5 @@ def test_a_header_full_of_faults_still_gets_its_objects(tmp_path: Path) -> None:
         instance.header.update(_as_read(SliceThickness="thin", PatientID="P" * 80, StudyID="S" * 40, PatientAge="old"))
     for dataset in map(read, objects_of(phantom)):
         assert dataset.PatientID == "P" * 80
-    unsuitable = sr.report(
-        phantom.making,
-        source=None,
-        findings=(),
-        outcome=Outcome.UNSUITABLE,
-        reason="",
-        dropped=0,
-        excluded=(),
-        segmentation=None,
-    )
+    unsuitable = sr.report(phantom.making, Conclusion(outcome=Outcome.UNSUITABLE), source=None)
     assert read(unsuitable).StudyID == "S" * 40

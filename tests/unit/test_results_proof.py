@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +14,19 @@ from pydicom import Dataset
 from service.errors import EncodingError
 from service.results import sr
 from service.results.proof import prove
-from service.types import Mark, Outcome, ResultObject
+from service.types import Conclusion, Mark, Outcome, ResultObject
 from tests import phantoms
 from tests.phantoms import Phantom
-from tests.unit.test_results_identity import objects_of, read, report_of
+from tests.unit.test_results_identity import conclusion_of, objects_of, read, report_of
 from tests.unit.test_results_sr import items
 
 Fault = Callable[[Dataset], None]
 ORIENTATIONS = [phantoms.AXIAL, phantoms.CORONAL, phantoms.SAGITTAL, phantoms.OBLIQUE]
+
+
+def proved(phantom: Phantom, objects: Sequence[ResultObject]) -> None:
+    """Hold objects against what the phantom has."""
+    prove(phantom.making, conclusion_of(phantom), phantom.source, objects)
 
 
 def planted(made: ResultObject, fault: Fault) -> ResultObject:
@@ -43,14 +48,14 @@ def phantom(tmp_path: Path) -> Phantom:
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
 def test_good_objects_pass(tmp_path: Path, orientation: tuple[float, ...], reverse: bool, lesions: int) -> None:
     phantom = phantoms.make(tmp_path, orientation=orientation, reverse=reverse, lesions=lesions)
-    prove(phantom.source, phantom.findings, objects_of(phantom), phantom.making)
+    proved(phantom, objects_of(phantom))
 
 
 def test_a_finding_on_a_single_slice_passes(phantom: Phantom) -> None:
     mask = np.zeros(phantom.source.volume.spatial_shape, bool)
     mask[7, 20:23, 30:34] = True
     single = replace(phantom, findings=(phantoms.finding_of(phantom.source, mask, 1),))
-    prove(single.source, single.findings, objects_of(single), single.making)
+    proved(single, objects_of(single))
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
@@ -61,34 +66,25 @@ def test_good_objects_of_every_kind_pass(
 ) -> None:
     phantom = kind(phantoms.make(tmp_path, orientation=orientation, spacing=(2.5, 0.8, 0.7), modality=modality))
     objects = objects_of(phantom) if phantom.lesions else (report_of(phantom),)
-    prove(phantom.source, phantom.findings, objects, phantom.making)
+    proved(phantom, objects)
 
 
 def test_a_box_on_a_single_slice_passes(phantom: Phantom) -> None:
     flat = replace(phantom, findings=(phantoms.mark_of(phantom.source, (4, 5, 5), (4, 15, 10), 1),))
-    prove(flat.source, flat.findings, (report_of(flat),), flat.making)
+    proved(flat, (report_of(flat),))
 
 
 def test_odd_frame_sizes_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phantoms, "SHAPE", (12, 37, 43))  # frames that do not end at a byte's end
     phantom = phantoms.make(tmp_path)
-    prove(phantom.source, phantom.findings, objects_of(phantom), phantom.making)
+    proved(phantom, objects_of(phantom))
 
 
 @pytest.mark.parametrize("outcome", [Outcome.NO_FINDINGS, Outcome.UNSUITABLE, Outcome.FAILED])
 def test_a_report_without_findings_passes(phantom: Phantom, outcome: Outcome) -> None:
     source = None if outcome is Outcome.UNSUITABLE else phantom.source
-    made = sr.report(
-        phantom.making,
-        source=source,
-        findings=(),
-        outcome=outcome,
-        reason="a reason",
-        dropped=0,
-        excluded=(),
-        segmentation=None,
-    )
-    prove(source, (), (made,), phantom.making)
+    conclusion = Conclusion(outcome=outcome, reason="a reason", causes=("geometry",))
+    prove(phantom.making, conclusion, source, (sr.report(phantom.making, conclusion, source=source),))
 
 
 def _mirror_rows(dataset: Dataset) -> None:
@@ -354,7 +350,7 @@ def _denied(dataset: Dataset) -> None:
         (_twice_the_slice_spacing, "for a slice spacing of 5.00 mm"),
         (_turned, "mm off"),
         (_shifted, "away from the image"),
-        (_shifted_without_references, "mm off"),
+        (_shifted_without_references, "frame 1 refers to no image"),
         (_swapped_patient, "another PatientID"),
         (_swapped_name, "another PatientName"),
         (_swapped_accession, "another AccessionNumber"),
@@ -363,7 +359,7 @@ def _denied(dataset: Dataset) -> None:
         (_other_instance, "another SOP Instance UID"),
         (_other_class, "another SOP Class UID"),
         (_segments_swapped, "mm off"),
-        (_segment_missing, "segments [1] for 2 findings"),
+        (_segment_missing, "frames of a segment that is not described"),
         (_segment_tracked_otherwise, "another Tracking UID"),
         (_a_frame_lost, "segment 2"),
         (_stranger, "unknown instances, one is 1.2.3"),
@@ -377,7 +373,7 @@ def _denied(dataset: Dataset) -> None:
 def test_faults_of_a_segmentation_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
     segmentation, report = objects_of(phantom)
     with pytest.raises(EncodingError) as caught:
-        prove(phantom.source, phantom.findings, (planted(segmentation, fault), report), phantom.making)
+        proved(phantom, (planted(segmentation, fault), report))
     assert found in caught.value.found
     assert segmentation.sop_instance_uid in caught.value.doing
     _says_nothing_of_the_patient(caught.value)
@@ -406,7 +402,7 @@ def test_faults_of_a_segmentation_are_caught(phantom: Phantom, fault: Fault, fou
 def test_faults_of_a_report_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
     segmentation, report = objects_of(phantom)
     with pytest.raises(EncodingError) as caught:
-        prove(phantom.source, phantom.findings, (segmentation, planted(report, fault)), phantom.making)
+        proved(phantom, (segmentation, planted(report, fault)))
     assert found in caught.value.found
     _says_nothing_of_the_patient(caught.value)
 
@@ -443,7 +439,7 @@ def test_faults_of_a_report_are_caught(phantom: Phantom, fault: Fault, found: st
 def test_faults_of_marks_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
     marked = phantoms.with_marks(phantom)
     with pytest.raises(EncodingError) as caught:
-        prove(marked.source, marked.findings, (planted(report_of(marked), fault),), marked.making)
+        proved(marked, (planted(report_of(marked), fault),))
     assert found in caught.value.found
     _says_nothing_of_the_patient(caught.value)
 
@@ -462,7 +458,7 @@ def test_a_mark_whose_images_lie_elsewhere_is_caught(
             float(value) + by for value, by in zip(instance.header.ImagePositionPatient, moved, strict=True)
         ]
     with pytest.raises(EncodingError, match=rf"drawn {off} mm off"):
-        prove(marked.source, marked.findings, (report_of(marked),), marked.making)
+        proved(marked, (report_of(marked),))
 
 
 def test_a_box_off_its_centre_is_caught(phantom: Phantom) -> None:
@@ -472,7 +468,7 @@ def test_a_box_off_its_centre_is_caught(phantom: Phantom) -> None:
     x, y, z = first.centre_lps_mm
     moved = (replace(first, centre_lps_mm=(x, y + 2, z)), *marked.findings[1:])
     with pytest.raises(EncodingError, match=r"finding 1 drawn 2\.00 mm off"):
-        prove(marked.source, moved, (report_of(marked),), marked.making)
+        proved(replace(marked, findings=moved), (report_of(marked),))
 
 
 @pytest.mark.parametrize(
@@ -493,7 +489,7 @@ def test_a_box_off_its_centre_is_caught(phantom: Phantom) -> None:
 def test_faults_of_judgements_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
     judged = phantoms.with_judgements(phantom)
     with pytest.raises(EncodingError) as caught:
-        prove(judged.source, judged.findings, (planted(report_of(judged), fault),), judged.making)
+        proved(judged, (planted(report_of(judged), fault),))
     assert found in caught.value.found
     _says_nothing_of_the_patient(caught.value)
 
@@ -502,13 +498,13 @@ def test_a_finding_that_nobody_found_is_caught(phantom: Phantom) -> None:
     """A positive report of what the model took for normal."""
     judged = phantoms.with_judgements(phantom)
     with pytest.raises(EncodingError, match="unknown Tracking UID"):
-        prove(judged.source, (), (report_of(judged),), judged.making)
+        proved(replace(judged, findings=()), (report_of(judged),))
 
 
 def test_bytes_that_are_no_dicom_are_caught(phantom: Phantom) -> None:
     segmentation, report = objects_of(phantom)
     with pytest.raises(EncodingError, match="while decoding it"):
-        prove(phantom.source, phantom.findings, (replace(segmentation, content=b"no DICOM"), report), phantom.making)
+        proved(phantom, (replace(segmentation, content=b"no DICOM"), report))
 
 
 def _says_nothing_of_the_patient(error: EncodingError) -> None:

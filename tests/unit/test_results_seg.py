@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -9,10 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.results import seg
 from service.types import SourceVolume
 from tests import phantoms
-from tests.unit.test_results_identity import read
+from tests.unit.test_results_identity import objects_of, read
 
 
 def _masks(source: SourceVolume, segmentation: hd.seg.Segmentation, number: int) -> NDArray[np.bool_]:
@@ -34,7 +34,7 @@ def test_geometry_round_trip(
     tmp_path: Path, orientation: tuple[float, ...], spacing: tuple[float, float, float], reverse: bool
 ) -> None:
     phantom = phantoms.make(tmp_path, orientation=orientation, spacing=spacing, reverse=reverse)
-    made = hd.seg.Segmentation.from_dataset(read(seg.segmentation(phantom.source, phantom.lesions, phantom.making)))
+    made = hd.seg.Segmentation.from_dataset(read(objects_of(phantom)[0]))
     volume = made.get_volume(combine_segments=False)
     for finding in phantom.lesions:
         # Slice by slice, by the images the frames refer to ...
@@ -49,7 +49,7 @@ def test_geometry_round_trip(
 
 def test_frames_are_only_where_a_finding_is_and_have_their_image_s_position(tmp_path: Path) -> None:
     phantom = phantoms.make(tmp_path)
-    made = read(seg.segmentation(phantom.source, phantom.lesions, phantom.making))
+    made = read(objects_of(phantom)[0])
     assert made.NumberOfFrames == sum(int(f.mask.any(axis=(1, 2)).sum()) for f in phantom.lesions)
     positions = {i.sop_instance_uid: i.header.ImagePositionPatient for i in phantom.source.ordered}
     for frame in made.PerFrameFunctionalGroupsSequence:
@@ -59,7 +59,7 @@ def test_frames_are_only_where_a_finding_is_and_have_their_image_s_position(tmp_
 
 def test_a_segment_says_what_it_is(tmp_path: Path) -> None:
     phantom = phantoms.make(tmp_path)
-    made = read(seg.segmentation(phantom.source, phantom.lesions, phantom.making))
+    made = read(objects_of(phantom)[0])
     assert (made.Modality, made.SegmentationType, made.SegmentsOverlap) == ("SEG", "BINARY", "NO")
     assert made.ContentDescription == "Research use only, not for diagnosis"
     for finding, segment in zip(phantom.lesions, made.SegmentSequence, strict=True):
@@ -77,7 +77,7 @@ def test_a_finding_on_a_single_slice(tmp_path: Path) -> None:
     mask = np.zeros(phantom.source.volume.spatial_shape, bool)
     mask[7, 20:23, 30:34] = True
     finding = phantoms.finding_of(phantom.source, mask, 1)
-    made = hd.seg.Segmentation.from_dataset(read(seg.segmentation(phantom.source, [finding], phantom.making)))
+    made = hd.seg.Segmentation.from_dataset(read(objects_of(replace(phantom, findings=(finding,)))[0]))
     assert (_masks(phantom.source, made, 1) == mask).all()
 
 
@@ -88,14 +88,14 @@ def test_more_findings_than_a_byte_counts(tmp_path: Path) -> None:
         mask = np.zeros(phantom.source.volume.spatial_shape, bool)
         mask[number % 12, number // 48 * 5, number % 48] = True
         findings.append(phantoms.finding_of(phantom.source, mask, number))
-    made = hd.seg.Segmentation.from_dataset(read(seg.segmentation(phantom.source, findings, phantom.making)))
+    made = hd.seg.Segmentation.from_dataset(read(objects_of(replace(phantom, findings=tuple(findings)))[0]))
     assert made.number_of_segments == 300
     assert _masks(phantom.source, made, 300).sum() == 1
 
 
 def test_segments_of_two_classes_say_each_its_own(tmp_path: Path) -> None:
     phantom = phantoms.with_two_classes(phantoms.make(tmp_path))
-    made = read(seg.segmentation(phantom.source, phantom.lesions, phantom.making))
+    made = read(objects_of(phantom)[0])
     assert [
         (
             segment.SegmentedPropertyTypeCodeSequence[0].CodeValue,
@@ -117,7 +117,7 @@ def test_findings_of_two_classes_may_overlap(tmp_path: Path) -> None:
     for mask, finding in zip(whole, phantom.lesions, strict=True):
         mask[finding.box] = finding.mask
     assert (whole[0] & whole[1]).any(), "else this shows nothing"
-    made = hd.seg.Segmentation.from_dataset(read(seg.segmentation(phantom.source, phantom.lesions, phantom.making)))
+    made = hd.seg.Segmentation.from_dataset(read(objects_of(phantom)[0]))
     assert made.SegmentsOverlap == "YES"
     for mask, finding in zip(whole, phantom.lesions, strict=True):
         assert (_masks(phantom.source, made, finding.number) == mask).all()

@@ -16,10 +16,10 @@ from scipy import ndimage
 
 from service.results import sr
 from service.results.groups import outline
-from service.types import Exclusion, Instance, Outcome, Series
+from service.types import Conclusion, Exclusion, Instance, Outcome, Series
 from tests import phantoms
 from tests.phantoms import Phantom
-from tests.unit.test_results_identity import objects_of, read, report_of
+from tests.unit.test_results_identity import conclusion_of, objects_of, read, report_of
 
 
 def items(dataset: Dataset, concept: str) -> Iterator[Dataset]:
@@ -35,18 +35,17 @@ def texts(dataset: Dataset) -> str:
     return "\n".join(item.TextValue for item in items(dataset, "121106"))
 
 
-def answer(phantom: Phantom, outcome: Outcome, *, reason: str = "", excluded: tuple[Exclusion, ...] = ()) -> Dataset:
+def answer(
+    phantom: Phantom,
+    outcome: Outcome,
+    *,
+    reason: str = "",
+    causes: tuple[str, ...] = (),
+    excluded: tuple[Exclusion, ...] = (),
+) -> Dataset:
     """The report of an answer without findings."""
-    made = sr.report(
-        phantom.making,
-        source=None if outcome is Outcome.UNSUITABLE else phantom.source,
-        findings=(),
-        outcome=outcome,
-        reason=reason,
-        dropped=0,
-        excluded=excluded,
-        segmentation=None,
-    )
+    conclusion = Conclusion(outcome=outcome, reason=reason, causes=causes, excluded=excluded)
+    made = sr.report(phantom.making, conclusion, source=None if outcome is Outcome.UNSUITABLE else phantom.source)
     return read(made)
 
 
@@ -253,17 +252,7 @@ def test_an_answer_without_findings(
 
 def test_findings_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     phantom = phantoms.make(tmp_path, lesions=1)
-    segmentation, _ = objects_of(phantom)
-    made = sr.report(
-        phantom.making,
-        source=phantom.source,
-        findings=phantom.findings,
-        outcome=Outcome.FINDINGS,
-        reason="",
-        dropped=7,
-        excluded=(),
-        segmentation=segmentation,
-    )
+    made = sr.report(phantom.making, replace(conclusion_of(phantom), dropped=7), source=phantom.source)
     assert "7 more finding(s)" in texts(read(made))
     assert read(made).CompletionFlag == "PARTIAL"
 

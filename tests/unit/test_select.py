@@ -101,7 +101,7 @@ REASONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "derived or secondary images and localizers only",
     ),
     "no images": ({"Rows": None}, {}, "no images"),
-    "several frames": ({"NumberOfFrames": 40}, {}, "multi-frame"),
+    "several frames": ({"NumberOfFrames": 40}, {}, "multi-frame images that do not say where"),
     "words against": ({"SeriesDescription": "Bone window"}, {}, "its description is one that the model excludes"),
     "words against in the protocol": ({"ProtocolName": "BONE 70"}, {}, "its description"),
     "another body part": ({"BodyPartExamined": "HEAD"}, {}, "body part HEAD, and no description"),

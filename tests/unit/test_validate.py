@@ -63,14 +63,14 @@ def test_a_right_folder_has_no_line_that_is_wrong_and_runs_through_to_the_result
     lines = _lines(folder)
     assert [line for line in lines if line.level == "WRONG"] == []
     assert [line.name for line in lines if line.level == "warning"] == ["weights", "bright/config.pbtxt"]
-    assert _line(lines, "run").words.startswith("on a phantom: no finding, SR made and proved")
+    assert _line(lines, "run").words.startswith("on a phantom: no finding, SR and SC made and proved")
 
 
 def test_what_it_finds_on_the_phantom_becomes_a_segmentation_too(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
     # What the network calls bright now begins at -80 HU: the whole body.
     _edit("offset = 1000.0, scale = 0.0005", "offset = 1080.0, scale = 0.0006")(folder)
-    assert re.search(r": \d findings?, SEG and SR made and proved", _line(_lines(folder), "run").words)
+    assert re.search(r": \d findings?, SEG and SR and SC made and proved", _line(_lines(folder), "run").words)
 
 
 def test_its_warnings_can_be_mended_by_what_they_say(tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ def _settings() -> str:
         for key, about in _section_of(field).model_fields.items():
             name = f"[[{section}]]" if typing.get_origin(field.annotation) is tuple else f"[{section}]"
             rows.append((f"`{name}` `{key}`", _default(about), _sentence(about.description)))
+            if isinstance(about.annotation, type) and issubclass(about.annotation, BaseModel):  # a table in the table
+                for inner, said in about.annotation.model_fields.items():
+                    rows.append((f"`{name}` `{key}.{inner}`", _default(said), _sentence(said.description)))
     return _markdown(("setting", "default", "what it means"), rows)
 
 

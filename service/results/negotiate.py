@@ -1,0 +1,110 @@
+"""[edge] What a destination accepts of all that results can be, asked in one association."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
+    JPEGLSLossless,
+    KeyObjectSelectionDocumentStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    Verification,
+)
+
+from service.codes import LABEL_MAP_SEGMENTATION_STORAGE
+from service.config import Destination
+from service.errors import NotAccepted
+from service.results.association import association_with, context_of
+
+RESULTS: tuple[tuple[str, str], ...] = (  # SOP class and transfer syntax of every object that we can write
+    (SegmentationStorage, ExplicitVRLittleEndian),
+    (SegmentationStorage, RLELossless),
+    (LABEL_MAP_SEGMENTATION_STORAGE, ExplicitVRLittleEndian),
+    (LABEL_MAP_SEGMENTATION_STORAGE, RLELossless),
+    (LABEL_MAP_SEGMENTATION_STORAGE, JPEGLSLossless),
+    (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
+    (SecondaryCaptureImageStorage, ExplicitVRLittleEndian),
+    (GrayscaleSoftcopyPresentationStateStorage, ExplicitVRLittleEndian),
+    (KeyObjectSelectionDocumentStorage, ExplicitVRLittleEndian),
+)
+_FRESH_SECONDS = 300.0  # how long an answer holds; a refusal of a context ends it at once
+
+
+def negotiate(destination: Destination, *, our_ae_title: str) -> frozenset[tuple[str, str]]:
+    """Ask a destination, in one association, which of `RESULTS` it accepts, and whether it can be queried.
+
+    Each pair is proposed in a context of its own, since of one with several transfer syntaxes only one is accepted
+    (PS3.8 section 9.3.3.2).
+
+    Returns
+    -------
+    frozenset
+        SOP Class UID (also of Verification and of the query) and Transfer Syntax UID.
+
+    Raises
+    ------
+    DeliveryError
+        If it can't be asked.
+    """
+    contexts = [context_of(sop_class, syntax) for sop_class, syntax in RESULTS]
+    contexts += [context_of(Verification), context_of(StudyRootQueryRetrieveInformationModelFind)]
+    try:
+        with association_with(destination, our_ae_title, contexts) as association:
+            return frozenset(
+                (str(context.abstract_syntax), str(syntax))
+                for context in association.accepted_contexts
+                for syntax in context.transfer_syntax
+            )
+    except NotAccepted:
+        return frozenset()
+
+
+def can_be_queried(accepted: frozenset[tuple[str, str]]) -> bool:
+    """Whether a destination that accepts these can be asked for what it has."""
+    return any(sop_class == StudyRootQueryRetrieveInformationModelFind for sop_class, _ in accepted)
+
+
+class Acceptance:
+    """What destinations accept, asked once and remembered for some minutes. Thread-safe.
+
+    Parameters
+    ----------
+    ask
+        `negotiate` with our AE title.
+    """
+
+    def __init__(self, ask: Callable[[Destination], frozenset[tuple[str, str]]]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[float, frozenset[tuple[str, str]]]] = {}
+
+    def of(self, destination: Destination) -> Callable[[str, str], bool]:
+        """Whether the destination accepts an object, by SOP Class UID and Transfer Syntax UID.
+
+        Raises
+        ------
+        DeliveryError
+            If it has to be asked, and can't be.
+        """
+        with self._lock:
+            asked_at, accepted = self._known.get(destination.name, (-_FRESH_SECONDS, frozenset()))
+        if time.monotonic() - asked_at >= _FRESH_SECONDS:
+            accepted = self._ask(destination)
+            with self._lock:
+                self._known[destination.name] = (time.monotonic(), accepted)
+        return lambda sop_class, syntax: (sop_class, syntax) in accepted
+
+    def forget(self, destination: Destination) -> None:
+        """Ask anew next time: it has just refused what it had accepted."""
+        with self._lock:
+            self._known.pop(destination.name, None)
