@@ -18,9 +18,17 @@ from service.analysis.schedule import Scheduler
 from service.analysis.select import NoSeriesFits, select
 from service.analysis.volume import read_volume
 from service.analysis.waiting import Stream
-from service.errors import BackendError, EncodingError, ServiceError, Stopping, StudyUnsuitable, Superseded
+from service.errors import (
+    BackendError,
+    EncodingError,
+    ServiceError,
+    Stopping,
+    StudyUnsuitable,
+    Superseded,
+    UnknownCharacterSet,
+)
 from service.forms import Wanted
-from service.results import objects, proof
+from service.results import charset, objects, proof
 from service.results.identity import Making, tracking_uid
 from service.types import (
     Answer,
@@ -163,18 +171,32 @@ def _ask(
 def _sources(draft: _Draft, volumes: _Volumes) -> Iterator[SourceVolume]:
     """The volumes that a model looks at: of the chosen series, or of all that fit where it judges the whole study."""
     assert draft.selection
+    _legible(draft.selection.series)
     with draft.timed("volume"):
         draft.source = volumes.of(draft.selection.series)
     yield draft.source
     judgement = draft.making.model.spec.judgement
     for series in draft.selection.others if judgement and judgement.level == "study" else ():
         try:
+            _legible(series)
             with draft.timed("volume"):
                 source = volumes.of(series)
         except StudyUnsuitable as exc:
             draft.miss(series, exc)
         else:
             yield source
+
+
+def _legible(series: Series) -> None:
+    """See that it can be told whose a series is: every object of ours tells it (PS3.3 C.12.1.1.2)."""
+    reason = next(filter(None, (charset.unreadable(instance.header) for instance in series.instances)), "")
+    if reason:
+        raise UnknownCharacterSet(
+            doing=f"reading whose the series {series.series_instance_uid} is",
+            found=reason,
+            rule="Specific Character Set (0008,0005) has defined terms only (PS3.3 C.12.1.1.2)",
+            way_out="have the set named rightly where the images are made, and send the study again",
+        )
 
 
 class _Draft:

@@ -18,7 +18,7 @@ from service.errors import ConfigError, DeliveryError
 from service.forms import Profile
 from service.results import deliver
 from service.results.choice import preview, proposed
-from service.results.negotiate import RESULTS, can_be_queried, negotiate
+from service.results.negotiate import RESULTS, can_be_queried, is_verified, negotiate
 from service.show import console
 from service.types import Delivery, DeliveryState, ResultObject
 
@@ -56,8 +56,11 @@ def probe(path: Path, name: str, *, send: bool, wado: str) -> int:
         )
     ours = config.intake.ae_title
     try:
-        deliver.echo(destination, our_ae_title=ours)
         accepted = negotiate(destination, our_ae_title=ours)
+        if is_verified(accepted):
+            deliver.echo(destination, our_ae_title=ours)
+        else:
+            console.print("It accepts no C-ECHO (Verification), which a DICOM application should.", soft_wrap=True)
     except DeliveryError as exc:
         console.print(f"{destination.name}: {deliver.explain(exc)}", markup=False, soft_wrap=True)
         return 1

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR
 
 from service.errors import UnsuitableGeometry
 from service.types import Instance
@@ -61,12 +63,14 @@ def frames_of(instance: Instance) -> tuple[Instance, ...]:
 
 
 def _without_groups(header: Dataset) -> Dataset:
-    """The attributes that stand at the top; decoded once, with the header's own character set."""
+    """The attributes that stand at the top; decoded once, but for texts, whose bytes the results copy."""
     common = Dataset()
     for tag in header.keys():  # noqa: SIM118 - iterating the header itself would decode the groups
         with suppress(Exception):  # whatever the decoding of a broken value raises
-            element = header[tag]
-            if element.keyword not in _GROUPS:
+            found = header.get_item(tag)
+            is_text = (found.VR or dictionary_VR(tag)) in CUSTOMIZABLE_CHARSET_VR
+            element = found if is_text else header[tag]
+            if keyword_for_tag(tag) not in _GROUPS:
                 common[tag] = element
     return common
 

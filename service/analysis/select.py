@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pydicom import Dataset
+from pydicom.tag import Tag
 
 from service.analysis.frames import frames_of
 from service.analysis.geometry import Stack, stack
@@ -166,7 +167,10 @@ def _beside(header: Dataset) -> str:
 
 def _words(header: Dataset) -> str:
     keywords = ("StudyDescription", "SeriesDescription", "ProtocolName")
-    return " ".join(str(header.get(keyword, "") or "") for keyword in keywords)
+    # In a copy, since pydicom decodes in place: the header's own texts stay as they were read, and so do their bytes.
+    tags = [Tag(keyword) for keyword in ("SpecificCharacterSet", *keywords) if keyword in header]
+    copy = Dataset({tag: header.get_item(tag) for tag in tags})
+    return " ".join(str(copy.get(keyword, "") or "") for keyword in keywords)
 
 
 def _any(patterns: Iterable[str], text: str) -> bool:

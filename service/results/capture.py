@@ -187,7 +187,7 @@ def _letter(direction: NDArray[np.float64]) -> str:
 
 def _scale(draw: ImageDraw.ImageDraw, mm_of_pixel: float, size: Size) -> None:
     """A bar of a round length at the lower left, at most a quarter of the width."""
-    length = next((mm for mm in _BAR_MM if mm / mm_of_pixel <= size[0] / 4), _BAR_MM[-1])
+    length = next((mm for mm in _BAR_MM if mm / mm_of_pixel < size[0] / 4 + 1), _BAR_MM[-1])
     left, y, right = 10.0, size[1] - 10.0, 10.0 + length / mm_of_pixel
     bar = ((left, y, right, y), (left, y - 4, left, y + 4), (right, y - 4, right, y + 4))
     for colour, width in ((BLACK, 5), (WHITE, 3)):

@@ -11,7 +11,6 @@ import hashlib
 import io
 from collections.abc import Iterable
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,7 +24,7 @@ from pydicom.valuerep import DA, TM, DSfloat
 
 from service import __version__, codes
 from service.forms import Kind
-from service.results import frames
+from service.results import charset, frames
 from service.types import Finding, Model, Outcome, Point, Report, ResultObject, Series, SourceVolume, Study
 
 NAME = codes.PRODUCT
@@ -93,12 +92,12 @@ def series_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
 
 def instance_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
     """SOP Instance UID."""
-    return codes.derive_uid(base_uid(making, source, name), name.predecessor)
+    return codes.derive_uid(base_uid(making, source, name), name.form, str(name.part), name.predecessor)
 
 
 def base_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
-    """What the SOP Instance UID is derived from, without the predecessor."""
-    return codes.derive_uid(*_origin(making, source), name.kind, name.outcome, name.form, str(name.part))
+    """What the SOP Instance UID is derived from, whatever the form and the predecessor: one for one content."""
+    return codes.derive_uid(*_origin(making, source), name.kind, name.outcome)
 
 
 def predecessor(making: Making, base: str, form: str) -> Report | None:
@@ -189,7 +188,7 @@ def complete_header(header: Dataset) -> Dataset:
         # The group lengths of old archives (gggg,0000) are retired, and Private attributes are not ours to copy.
         if tag.group in _COPIED_GROUPS and tag.element:
             with suppress(Exception):  # whatever the decoding of a broken value raises
-                copy[tag] = deepcopy(header[tag])
+                copy[tag] = charset.element(header, tag)
     for keyword in _FOREIGN_REFERENCES:
         if keyword in copy:
             del copy[keyword]
@@ -293,11 +292,6 @@ def finish(
         The words of ours that are in it, beside the model's own. Where all are ASCII, the sources' character set
         holds them beside the copied names; else the object is written in UTF-8 (PS3.3 C.12.1.1.2).
     """
-    spec = making.model.spec
-    if not "".join([*words, spec.title, spec.version, spec.manufacturer, making.backend]).isascii():
-        made.SpecificCharacterSet = "ISO_IR 192"
-    elif "SpecificCharacterSet" in header:
-        made["SpecificCharacterSet"] = header["SpecificCharacterSet"]
     date, time = making.made_at.strftime("%Y%m%d"), making.made_at.strftime("%H%M%S")
     moments = ("InstanceCreation", "Series", *(("PresentationCreation",) if name.kind is Kind.PR else ("Content",)))
     for moment in moments:
@@ -308,6 +302,7 @@ def finish(
     made.CodingSchemeIdentificationSequence = [_own_scheme()]
     made.file_meta.ImplementationClassUID = UID(codes.IMPLEMENTATION_CLASS_UID)
     made.file_meta.ImplementationVersionName = codes.IMPLEMENTATION_VERSION_NAME
+    charset.settle(made, header)
     file = io.BytesIO()
     made.save_as(file, enforce_file_format=True)
     return ResultObject(

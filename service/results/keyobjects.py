@@ -47,9 +47,6 @@ def key_objects(making: Making, conclusion: Conclusion, source: SourceVolume) ->
         observer_device_context=observer(),
         description=description,
     )
-    images = (item for item in content[0].ContentSequence if item.ValueType == "IMAGE")
-    for item, index in zip(images, keys, strict=True):
-        item.ReferencedSOPSequence = [reference(source.ordered[index])]
     name = Name(kind=Kind.KO, outcome=conclusion.outcome)
     made = ko.KeyObjectSelectionDocument(
         evidence=once([headers[index] for index in keys]),
@@ -57,6 +54,10 @@ def key_objects(making: Making, conclusion: Conclusion, source: SourceVolume) ->
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **identity.series_of_ours(making, source, name),
     )
+    images = (item for item in made.ContentSequence if item.ValueType == "IMAGE")
+    for item, index in zip(images, keys, strict=True):
+        item.ReferencedSOPSequence = [reference(source.ordered[index])]
+        del item.ConceptNameCodeSequence  # highdicom says "Source", where the template allows no purpose of reference
     made.copy_patient_and_study_information(headers[0])
     frames.restore(made, source)
     words = [description, *identity.words_of(conclusion.findings)]

@@ -74,6 +74,11 @@ def can_be_queried(accepted: frozenset[tuple[str, str]]) -> bool:
     return any(sop_class == StudyRootQueryRetrieveInformationModelFind for sop_class, _ in accepted)
 
 
+def is_verified(accepted: frozenset[tuple[str, str]]) -> bool:
+    """Whether a destination that accepts these answers a C-ECHO."""
+    return any(sop_class == Verification for sop_class, _ in accepted)
+
+
 class Acceptance:
     """What destinations accept, asked once and remembered for some minutes. Thread-safe.
 

@@ -14,14 +14,22 @@ from pydicom import Dataset, dcmread
 from service import codes
 from service.errors import EncodingError
 from service.forms import Kind
-from service.results import proof_pictures
+from service.results import charset, proof_pictures
 from service.results.identity import Making, device_uid
 from service.results.proof_report import prove_report
 from service.results.proof_segments import Seen, all_lesions_once, prove_segmentation
 from service.results.reading import Fault, described_segments, items, references
+from service.results.required import missing
 from service.types import Conclusion, Picture, ResultObject, SourceVolume
 
-_SAME_PATIENT = ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber")
+_SAME_PATIENT = (
+    "PatientID",
+    "PatientName",
+    "StudyInstanceUID",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 
 
 def prove(
@@ -62,6 +70,8 @@ def prove(
             dataset = dcmread(io.BytesIO(made.content))
             _prove_identity(dataset, made, header, known)
             _prove_maker(dataset, making)
+            for lack in missing(dataset):
+                raise Fault(lack, "an object has what its IOD requires (PS3.3 Annex A)")
             match made.kind:
                 case Kind.SEG:
                     assert source  # there is nothing to segment without one
@@ -102,7 +112,7 @@ def _prove_identity(dataset: Dataset, made: ResultObject, header: Dataset, known
     if dataset.file_meta.TransferSyntaxUID != made.transfer_syntax_uid:
         raise Fault("another Transfer Syntax UID", "the object is sent as it is encoded (PS3.10 section 7.1)")
     for keyword in _SAME_PATIENT:
-        if str(dataset.get(keyword) or "") != str(header.get(keyword) or ""):
+        if charset.said(dataset, keyword) != charset.said(header, keyword):
             raise Fault(f"another {keyword} than the sources'", "a result is its sources' patient's (PS3.3 A.1.2)")
     strangers = {uid for uid in references(dataset) if uid not in known}
     if strangers:

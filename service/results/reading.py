@@ -64,8 +64,9 @@ def items(item: Dataset, concept: str) -> Iterator[Dataset]:
 
 
 def name(item: Dataset) -> str:
-    """The code value of a content item's concept name."""
-    return str(item.ConceptNameCodeSequence[0].CodeValue)
+    """The code value of a content item's concept name; empty where it has none, as the images of a KO document."""
+    names = item.get("ConceptNameCodeSequence")
+    return str(names[0].CodeValue) if names else ""
 
 
 def references(dataset: Dataset) -> Iterator[str]:

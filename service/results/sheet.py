@@ -139,7 +139,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _of(finding: Finding, source: SourceVolume | None, size: int) -> Iterator[Line]:
-    """The words beside a thumbnail, the most important first."""
+    """The words beside a thumbnail."""
     yield label(finding), size + 3 if size > _LEAST_WORDS else size, WHITE, 2
     numbers = measures(finding)
     for words in numbers[:-2] if isinstance(finding, Lesion) else numbers[:-1]:
@@ -151,19 +151,16 @@ def _of(finding: Finding, source: SourceVolume | None, size: int) -> Iterator[Li
 
 
 def _cell(canvas: Image.Image, corner: Size, size: Size, thumbnail: Image.Image | None, lines: Sequence[Line]) -> None:
-    """A thumbnail with as many of its words at its right as there is room for."""
+    """A thumbnail with its words at its right."""
     (x, y), (width, height) = corner, size
     side = min(height, width - 8 * lines[-1][1])
     if thumbnail:
         scale = side / max(thumbnail.size)
         small = round(thumbnail.width * scale), round(thumbnail.height * scale)
         canvas.paste(thumbnail.resize(small, Image.Resampling.LANCZOS), corner)
+    draw, x, width = ImageDraw.Draw(canvas), x + side + MARGIN, width - side - MARGIN
     for words, letters, fill, most in lines:
-        if y + _step(letters) <= corner[1] + height:
-            place = x + side + MARGIN, y
-            y = written(
-                ImageDraw.Draw(canvas), place, words, width - side - MARGIN, size=letters, fill=fill, lines=most
-            )
+        y = written(draw, (x, y), words, width, size=letters, fill=fill, lines=most)
 
 
 def _thumbnail(picture: Picture | None, finding: Finding) -> Image.Image | None:
@@ -215,7 +212,7 @@ def written(
     fill: Colour = WHITE,
     lines: int = 1,
 ) -> int:
-    """Write words into a column: in smaller letters, in several lines, or cut, but never beyond it.
+    """Write words into a column: in smaller letters, in several lines, or cut before a number, but never beyond it.
 
     Parameters
     ----------
@@ -239,10 +236,11 @@ def written(
     height = next(fitting, sizes[-1])
     set_ = broken[height]
     if len(set_) > lines:
-        last = set_[lines - 1]
-        while draw.textlength(f"{last}...", font(height)) > width:
+        last, end = set_[lines - 1], plain.split()[-1]
+        rest = f"... {end}" if end.isdigit() else "..."  # a finding's number is never cut off
+        while draw.textlength(last + rest, font(height)) > width:
             last = last[:-1]
-        set_ = [*set_[: lines - 1], f"{last}..."]
+        set_ = [*set_[: lines - 1], last + rest]
     for number, line in enumerate(set_):
         draw.text((place[0], place[1] + number * _step(height)), line, fill=fill, font=font(height))
     return place[1] + len(set_) * _step(height)

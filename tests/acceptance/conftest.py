@@ -48,9 +48,9 @@ class Service:
     http_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
-    def add_destination(self, ae_title: str, port: int, *, name: str = "pacs") -> None:
+    def add_destination(self, ae_title: str, port: int, *, name: str = "pacs", more: str = "") -> None:
         """Send results there; before `start`."""
-        self.destinations += _DESTINATION.format(name=name, ae_title=ae_title, port=port)
+        self.destinations += _DESTINATION.format(name=name, ae_title=ae_title, port=port) + more + "\n"
 
     @property
     def config(self) -> Path:

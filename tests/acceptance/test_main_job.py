@@ -66,7 +66,7 @@ def test_a_pushed_study_comes_back_with_its_lesion(
     assert [a["model"] for a in answer["answers"]] == ["bright", "second"]
     (finding,) = answer["answers"][0]["findings"]
     np.testing.assert_allclose(finding["centroid_lps_mm"], ball.centre_lps_mm, atol=0.5)
-    sent = {o["sop_instance_uid"]: o["kind"] for a in answer["answers"] for o in a["objects"]}
+    sent = {delivery["sop_uid"]: delivery["kind"] for delivery in answer["deliveries"]}
     assert sorted(sent.values()) == ["SEG", "SEG", "SR", "SR"]
     assert {d["state"] for d in answer["deliveries"]} == {"confirmed"}
     stored = orthanc.instances()

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFont
 from scipy import ndimage
 
-from service.results.capture import _lines, picture
+from service.codes import Code
+from service.results import sheet
+from service.results.capture import _lines, edge_of, picture
+from service.spec import FindingClass
 from service.types import Finding, Picture, SourceVolume
 from tests import phantoms
 
@@ -87,6 +90,16 @@ def _colour_at(made: Picture) -> NDArray[np.int64]:
     return np.argwhere((pixels == COLOUR).all(axis=-1))
 
 
+def test_axes_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
+    """Rows 6 to 18 and columns 10 to 18, from edge to edge, in the middle of a field of 40 mm in 384 pixels."""
+    phantom = phantoms.make(tmp_path)
+    pixels = np.asarray(Image.open(io.BytesIO(picture(phantom.source, phantom.findings[0], "x").png)))
+    drawn_at = np.argwhere((pixels[12 : 12 + 384, -12 - 384 : -12] == sheet.CYAN).all(axis=-1))
+    half = np.array([13, 9]) * 0.8 / 2 * 384 / 40
+    np.testing.assert_allclose(drawn_at.min(axis=0), 192 - half - 2, atol=1)  # the rings at their ends
+    np.testing.assert_allclose(drawn_at.max(axis=0), 192 + half + 2, atol=1)
+
+
 def test_a_box_has_its_rectangle_around_it(tmp_path: Path) -> None:
     phantom = phantoms.with_marks(phantoms.make(tmp_path))
     box = coloured(phantom.findings[0])
@@ -148,3 +161,106 @@ def test_what_a_caption_says_is_what_its_kind_has(tmp_path: Path) -> None:
     assert "Mean -20 HU" in said["lesion"]
     mr = phantoms.make(tmp_path / "mr", modality="MR")
     assert not any("HU" in words for words, _, _ in _lines(mr.source, mr.findings[0], "Title"))
+
+
+def _pixels(made: Picture) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(made.png)))
+
+
+def _bar(part: NDArray[np.uint8]) -> int:
+    """The longest white line in the lowest rows of a part of a picture, in pixels."""
+    runs = [
+        len(run)
+        for row in part[-20:, :, 0] == 255
+        for run in "".join("01"[int(is_white)] for is_white in row).split("0")
+    ]
+    return max(runs)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "whole_mm", "close_mm"),
+    [((2.5, 0.8, 0.8), 5, 10), ((2.5, 1.6, 0.8), 5, 10), ((2.5, 5.0, 8.0), 50, 20)],
+)
+def test_the_bars_are_true_to_scale(
+    tmp_path: Path, spacing: tuple[float, float, float], whole_mm: float, close_mm: float
+) -> None:
+    phantom = phantoms.make(tmp_path, spacing=spacing)
+    pixels = _pixels(picture(phantom.source, phantom.findings[0], "x"))
+    height_mm, width_mm = 40 * spacing[1], 48 * spacing[2]
+    size = [round(side * 768 / max(height_mm, width_mm)) for side in (height_mm, width_mm)]
+    whole = pixels[12 : 12 + size[0], 12 : 12 + size[1]]
+    assert _bar(whole) == pytest.approx(whole_mm * size[1] / width_mm, abs=4)  # the ends have a width
+    longest = phantom.lesions[0].long_axis_mm
+    assert _bar(pixels[12 : 12 + 384, -12 - 384 : -12]) == pytest.approx(close_mm * 384 / max(40, 2.2 * longest), abs=4)
+
+
+def _luminance(colours: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Relative luminance of sRGB colours [..., 3] (WCAG 2.2)."""
+    parts = np.asarray(colours, float) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return np.asarray(linear @ (0.2126, 0.7152, 0.0722), np.float64)
+
+
+def _contrast(one: NDArray[np.generic], other: NDArray[np.generic]) -> NDArray[np.float64]:
+    lights = np.stack(np.broadcast_arrays(_luminance(one), _luminance(other)))
+    return np.asarray((lights.max(axis=0) + 0.05) / (lights.min(axis=0) + 0.05), np.float64)
+
+
+def test_every_colour_contrasts_with_its_edge() -> None:
+    for colour in np.ndindex(6, 6, 6):
+        red, green, blue = (51 * part for part in colour)
+        assert _contrast(np.array([red, green, blue]), np.array(edge_of((red, green, blue)))) >= 4.5
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (230, 60, 60), (0, 114, 178), (119, 119, 119)])
+@pytest.mark.parametrize("value", [-2000, 40, 3000])
+def test_what_is_drawn_is_seen_on_every_grey(tmp_path: Path, value: int, colour: tuple[int, int, int]) -> None:
+    """On an image of one grey, what contrasts with it closes around the lesion, and the letters stand out."""
+    phantom = phantoms.make(tmp_path)
+    array = np.full(phantom.source.volume.spatial_shape, value, np.float32)
+    source = replace(phantom.source, volume=phantom.source.volume.with_array(array))
+    kind = phantoms.LESION_CLASS.model_copy(update={"colour": colour})
+    whole = _pixels(picture(source, replace(phantom.findings[0], kind=kind), "x"))[12 : 12 + 640, 12:780]
+    grey = round(float(np.clip((value + 160) / 400, 0, 1)) * 255)
+    seen = _contrast(whole, np.array([grey] * 3)) >= 3
+    around = ndimage.binary_fill_holes(seen) & ~seen
+    middle = (12 + 1) * 16 - 8, (14 + 1) * 16 - 8  # of the first lesion
+    assert around[middle]
+    for letter in (seen[:30, 370:400], seen[-30:, 370:400], seen[300:340, :30], seen[300:340, -30:]):
+        assert letter.sum() > 20
+
+
+LONG = FindingClass(
+    finding=Code("1", "99TEST", "Metastatic malignant neoplasm, of unknown primary, of very long name"),
+    site=Code("2", "99TEST", "Structure of the right lateral part of the left lobe of liver"),
+    colour=COLOUR,
+)
+
+
+@pytest.mark.parametrize("spacing", [(2.5, 0.8, 0.8), (2.5, 0.8, 3.0), (2.5, 6.0, 0.8)])
+@pytest.mark.parametrize("title", ["x", "A title of the sixty-four characters that a title may have here.", "W" * 64])
+def test_words_stay_on_the_picture_and_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str, spacing: tuple[float, float, float]
+) -> None:
+    heights, real = set(), sheet.font
+
+    def font(height: int) -> ImageFont.FreeTypeFont:
+        heights.add(height)
+        return real(height)
+
+    monkeypatch.setattr(sheet, "font", font)
+    for kind in (lambda made: made, phantoms.with_marks, phantoms.with_judgements):
+        phantom = kind(phantoms.make(tmp_path, spacing=spacing))
+        pixels = _pixels(picture(phantom.source, replace(phantom.findings[0], kind=LONG), title))
+        assert pixels.shape[0] == 792
+        assert pixels.shape[1] <= 1188
+        assert not pixels[:, -11:].any()
+        assert not pixels[-11:].any()
+    assert min(heights) >= 16
+
+
+def test_a_small_volume_is_not_said_to_be_none(tmp_path: Path) -> None:
+    lesion = phantoms.make(tmp_path).lesions[0]
+    assert [sheet.volume(replace(lesion, volume_ml=ml)) for ml in (0.0123, 0.4567, 9.876, 123.45)] == [
+        "0.012 ml", "0.46 ml", "9.88 ml", "123.5 ml"
+    ]  # fmt: skip
