@@ -299,7 +299,6 @@ def finish(
         setattr(made, f"{moment}Time", time)
     # In place of highdicom's own item, whose time is the clock's: one item for the model (IHE AIR 6.5.3.1).
     made.ContributingEquipmentSequence = [_contribution(making)]
-    made.CodingSchemeIdentificationSequence = [_own_scheme()]
     made.file_meta.ImplementationClassUID = UID(codes.IMPLEMENTATION_CLASS_UID)
     made.file_meta.ImplementationVersionName = codes.IMPLEMENTATION_VERSION_NAME
     charset.settle(made, header)
@@ -318,7 +317,7 @@ def finish(
     )
 
 
-def _own_scheme() -> Dataset:
+def own_scheme() -> Dataset:
     """Whose the private scheme of some of our codes is (PS3.3 C.12.1.1.3 Coding Scheme Identification Sequence)."""
     item = Dataset()
     item.CodingSchemeDesignator = codes.OWN_SCHEME

@@ -139,14 +139,15 @@ def _drawn(findings: Sequence[Finding], source: SourceVolume) -> Iterator[_Drawn
         key = finding.key_slice
         match finding:
             case Lesion():
-                for index, borders in outlines(finding).items():
+                by_slice = outlines(finding)
+                for index, borders in by_slice.items():
                     if index != key:
                         yield _Drawn(
                             finding=finding,
                             index=index,
                             graphics=tuple(_graphic(finding, it, source) for it in borders),
                         )
-                borders = [*outlines(finding)[key], _ends(finding.long_axis), _ends(finding.short_axis)]
+                borders = [*by_slice[key], _ends(finding.long_axis), _ends(finding.short_axis)]
             case Mark():
                 borders = [groups.corners(finding) if finding.size_mm else groups.corners(finding)[:1]]
             case _:

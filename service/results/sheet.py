@@ -92,8 +92,8 @@ def _heading(making: Making, conclusion: Conclusion, source: SourceVolume | None
         reason = conclusion.reason[0].upper() + conclusion.reason[1:]
         yield reason, 20, WHITE, 1 if shown > 12 else 2 if shown else 6
     if source:
-        words = _called(source.series.header)
-        yield f"Analysed: {source.series.modality} {words}, {len(source.ordered)} images", 18, GREY, 1
+        series = source.series
+        yield f"Analysed: {_called(series.header)}, {series.modality}, {len(source.ordered)} images", 18, GREY, 1
     if unseen := findings + conclusion.dropped - shown:
         yield f"{_counted(unseen, 'more finding')}, less probable than these, not shown here", 20, AMBER, 1
 

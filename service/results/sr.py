@@ -116,6 +116,8 @@ def report(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **identity.series_of_ours(making, source, name),
     )
+    if conclusion.causes:
+        made.CodingSchemeIdentificationSequence = [identity.own_scheme()]
     if not source:
         study = made.CurrentRequestedProcedureEvidenceSequence[0]
         study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPClassUID = real_class

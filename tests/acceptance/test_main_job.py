@@ -183,11 +183,20 @@ def test_a_late_instance_makes_a_new_answer(
     service.add_destination("ORTHANC", orthanc.port)
     service.start()
     push(folder, service)
-    service.wait_for_study(study_uid_of(folder))
+    first = service.wait_for_study(study_uid_of(folder))
     push(late, service)
     wait(lambda: service.get(f"/api/v1/studies/{study_uid_of(folder)}")["revision"] == 1, "a new revision", seconds=20)
-    service.wait_for_study(study_uid_of(folder))
-    assert len(orthanc.instances()) == 4  # the first answer's two objects stay; the new ones have their own UIDs
+    second = service.wait_for_study(study_uid_of(folder))
+    stored = orthanc.instances()
+    assert len(stored) == 4  # the first answer's two objects stay; the new ones have their own UIDs
+    # The new report says which one it supersedes, in the same form.
+    old, new = (
+        next(it["sop_uid"] for it in deliveries if it["kind"] == "SR")
+        for deliveries in (first["deliveries"], second["deliveries"][len(first["deliveries"]) :])
+    )
+    report = dcmread(DicomBytesIO(orthanc.get_bytes(f"/instances/{stored[new]}/file")))
+    (series,) = report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
+    assert [it.ReferencedSOPInstanceUID for it in series.ReferencedSOPSequence] == [old]
 
 
 def test_a_late_instance_beside_the_analysed_series_sends_nothing_again(
@@ -205,7 +214,7 @@ def test_a_late_instance_beside_the_analysed_series_sends_nothing_again(
     second = service.wait_for_study(study_uid_of(folder))
     assert second["answers"][0]["objects"] == first["answers"][0]["objects"]
     assert second["deliveries"] == first["deliveries"]
-    kept = [p.read_bytes() for p in sorted((service.folder / "var" / "evidence").glob("*/[01]/bright.SR.dcm"))]
+    kept = [p.read_bytes() for p in sorted((service.folder / "var" / "evidence").glob("*/[01]/bright.SR.binary.dcm"))]
     assert len(kept) == 2
     assert kept[0] == kept[1], "one UID, one content"
 

@@ -87,7 +87,7 @@ def _found_by_the_toy(stage: Stage, abdomen: Abdomen, models: Path) -> Case:
 def test_the_segmentation_lies_on_the_lesions(stage: Stage, abdomen: tuple[Case, Abdomen]) -> None:
     case, truth = abdomen
     (content,) = case.contents("SEG")
-    stage.viewer.open(case.study_uid)
+    assert not any(series.unsupported for series in stage.viewer.open(case.study_uid))
     assert "Do you want to open this Segmentation?" in stage.viewer.show(str(read(content).SeriesInstanceUID))
     words = stage.viewer.panel("panelSegmentation")
     for segment in read(content).SegmentSequence:

@@ -27,11 +27,30 @@ def said(program: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
+IODS = (
+    "Segmentation",
+    "Comprehensive3DSR",
+    "SCImage",
+    "GrayscaleSoftcopyPresentationState",
+    "KeyObjectSelectionDocument",
+)
+
+
 def dciodvfy(path: Path) -> list[str]:
     """The errors that dciodvfy finds."""
     words = said("dciodvfy", path)
-    assert any(line in words.splitlines() for line in ("Segmentation", "Comprehensive3DSR")), words  # it was read
-    return [line for line in words.splitlines() if line.startswith(("Error", "Abort"))]
+    assert any(line in words.splitlines() for line in IODS), words  # it was read
+    return _beginning(words, "Error", "Abort")
+
+
+def complaints(path: Path) -> tuple[list[str], list[str]]:
+    """The errors and the warnings of dciodvfy, also where it does not know the IOD."""
+    words = said("dciodvfy", path)
+    return _beginning(words, "Error", "Abort"), _beginning(words, "Warning")
+
+
+def _beginning(words: str, *beginnings: str) -> list[str]:
+    return [line for line in words.splitlines() if line.startswith(beginnings)]
 
 
 def pixelmed(path: Path) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
+from service import codes
 from service.analysis.schedule import Scheduler
 from service.analysis.volume import read_volume
 from service.demo.phantom import tiny
@@ -118,3 +121,31 @@ def test_a_study_is_judged_by_all_series_that_fit_and_the_most_suspect_one_stand
         if series:
             assert answer.outcome is Outcome.FINDINGS
             assert len(answer.excluded) == 1
+
+
+def test_a_study_of_which_a_series_cannot_be_looked_at_is_answered_in_part(
+    scheduler: Scheduler, tmp_path: Path
+) -> None:
+    """Whatever the others say: what is in that series nobody knows."""
+    phantom, _ = bright_phantom()
+    write_series(phantom, tmp_path / "study" / "bright", study_uid="1.2.3", series_number=2)
+    torn = write_series(tiny(shape=(20, 48, 48)), tmp_path / "study" / "torn", study_uid="1.2.3", series_number=1)
+    torn[9].unlink()  # a gap
+    study = read(tmp_path / "study")
+    folder = write_classification_model(tmp_path / "models")
+    text = (folder / "model.toml").read_text()
+    (folder / "model.toml").write_text(text.replace('level = "series"', 'level = "study"'))
+    answer = answer_of(study, folder, scheduler)
+    if answer.outcome is Outcome.UNSUITABLE:
+        pytest.fail("the torn series was chosen first: this shows nothing")
+    assert answer.outcome is Outcome.PARTIAL
+    assert answer.findings
+    assert answer.causes == ("geometry",)
+    assert "could not be looked at" in answer.reason
+    assert "uneven gaps" in answer.reason
+    report = next(made for made in answer.objects if made.kind == "SR")
+    said = dcmread(BytesIO(report.content))
+    assert said.CompletionFlag == "PARTIAL"
+    assert codes.NOT_ALL_WITH_FINDINGS.value in str(said)
+    assert codes.PARTIALLY_SUCCEEDED.value in str(said)
+    assert codes.CAUSES["geometry"].value in str(said)

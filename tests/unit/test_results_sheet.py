@@ -108,7 +108,7 @@ def test_it_says_how_the_work_ended(tmp_path: Path, seen: Seen, outcome: Outcome
         "2026-03-01 12:30 UTC",
     ):
         assert wanted in said, wanted
-    assert ("Analysed: CT series 3, 12 images" in said) == (outcome is not Outcome.UNSUITABLE)
+    assert ("Analysed: series 3, CT, 12 images" in said) == (outcome is not Outcome.UNSUITABLE)
     assert not [secret for secret in SECRETS if secret in said]
 
 

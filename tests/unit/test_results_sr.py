@@ -14,9 +14,12 @@ from pydicom.sequence import Sequence
 from pydicom.uid import Comprehensive3DSRStorage
 from scipy import ndimage
 
+from service import codes
+from service.forms import OUTLINES
 from service.results import sr
 from service.results.groups import outline
-from service.types import Conclusion, Exclusion, Instance, Outcome, Series
+from service.results.proof import prove
+from service.types import Conclusion, Exclusion, Instance, Outcome, Report, ResultObject, Series
 from tests import phantoms
 from tests.phantoms import Phantom
 from tests.unit.test_results_identity import conclusion_of, objects_of, read, report_of
@@ -346,3 +349,65 @@ def test_outline_encloses_the_area_without_holes() -> None:
         # What is held together by edges is bordered by what is held together by corners.
         filled = ndimage.binary_fill_holes(largest, structure=np.ones((3, 3), bool))
         assert _enclosed(outline(mask)) == filled.sum()
+
+
+def test_a_report_names_the_one_that_it_supersedes(tmp_path: Path) -> None:
+    """The last one of another content, in its own form; a report of the same content again is the same object."""
+    phantom = phantoms.make(tmp_path)
+    first = report_of(phantom, form=OUTLINES)
+    other = phantoms.with_spec(phantom.making, version="0.9")  # what an earlier analysis was made of
+    before = [
+        sr.report(other, conclusion_of(phantom), source=phantom.source, form=form) for form in (OUTLINES, "labelmap")
+    ]
+    earlier = [_as_earlier(made, 0) for made in before]
+    second = report_of(replace(phantom, making=replace(phantom.making, earlier=tuple(earlier))), form=OUTLINES)
+    assert (second.base, second.sop_instance_uid) == (first.base, second.sop_instance_uid)
+    assert second.sop_instance_uid != first.sop_instance_uid, "it says something else: one UID, one content"
+    assert predecessors(second) == [before[0].sop_instance_uid]
+    # The same once more, after itself: its predecessor is still the one before.
+    after = (*earlier, _as_earlier(second, 1))
+    again = report_of(replace(phantom, making=replace(phantom.making, earlier=after)), form=OUTLINES)
+    assert again.content == second.content
+    prove(replace(phantom.making, earlier=after), conclusion_of(phantom), phantom.source, (again,))
+    assert predecessors(first) == []
+
+
+def _as_earlier(made: ResultObject, revision: int) -> Report:
+    return Report(
+        revision=revision,
+        form=made.form,
+        base=made.base,
+        sop_class_uid=made.sop_class_uid,
+        series_instance_uid=made.series_instance_uid,
+        sop_instance_uid=made.sop_instance_uid,
+    )
+
+
+def predecessors(made: ResultObject) -> list[str]:
+    return [
+        str(reference.ReferencedSOPInstanceUID)
+        for study in read(made).get("PredecessorDocumentsSequence", ())
+        for series in study.ReferencedSeriesSequence
+        for reference in series.ReferencedSOPSequence
+    ]
+
+
+def test_why_nothing_was_analysed_is_said_in_words_and_code(tmp_path: Path) -> None:
+    words = "slice spacing 12.00 mm, the model takes 0.3 to 5 mm"
+    report = answer(phantoms.make(tmp_path), Outcome.UNSUITABLE, reason=words, causes=("slice-spacing", "modality"))
+    assert words in texts(report)
+    assert [code(item) for item in items(report, codes.REASON.value)] == ["SLICE_SPACING", "MODALITY"]
+    (scheme,) = report.CodingSchemeIdentificationSequence
+    assert scheme.CodingSchemeDesignator == codes.OWN_SCHEME
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_partial_answer_says_so(tmp_path: Path, found: bool) -> None:
+    phantom = phantoms.make(tmp_path)
+    phantom = phantom if found else replace(phantom, findings=())
+    conclusion = replace(conclusion_of(phantom, Outcome.PARTIAL), reason="one series was torn", causes=("geometry",))
+    report = read(sr.report(phantom.making, conclusion, source=phantom.source))
+    summary = codes.NOT_ALL_WITH_FINDINGS if found else codes.NOT_ALL_NO_FINDINGS
+    assert code(next(items(report, "111017"))) == summary.value
+    assert code(next(items(report, "111064"))) == codes.PARTIALLY_SUCCEEDED.value
+    assert report.CompletionFlag == "PARTIAL"
