@@ -75,12 +75,9 @@ def _volume(
 
 def _outlines(finding: Lesion, headers: Sequence[Dataset], source: SourceVolume) -> Iterator[sr.ImageRegion]:
     """A lesion's outer borders on all its slices."""
-    corner = np.array([finding.box[2].start, finding.box[1].start])
-    for offset, area in enumerate(finding.mask):
-        index = finding.box[0].start + offset
-        labels, count = ndimage.label(area)
-        for part in range(1, count + 1):
-            yield _region(sr.GraphicTypeValues.POLYLINE, outline(labels == part) + corner, headers, source, index)
+    for index, borders in outlines(finding).items():
+        for points in borders:
+            yield _region(sr.GraphicTypeValues.POLYLINE, points, headers, source, index)
 
 
 def _key_slice(
@@ -95,8 +92,8 @@ def _key_slice(
             sr.Measurement(standard.SCT.Area, _rounded(area_mm2), standard.UCUM.SquareMillimeter),
             standard.DCM.Outline,
         ),
-        (_ends(finding.long_axis), _measured(codes.LONG_AXIS, finding.long_axis_mm, codes.MILLIMETRE), None),
-        (_ends(finding.short_axis), _measured(codes.SHORT_AXIS, finding.short_axis_mm, codes.MILLIMETRE), None),
+        (ends(finding.long_axis), _measured(codes.LONG_AXIS, finding.long_axis_mm, codes.MILLIMETRE), None),
+        (ends(finding.short_axis), _measured(codes.SHORT_AXIS, finding.short_axis_mm, codes.MILLIMETRE), None),
     ):
         yield sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             referenced_region=_region(sr.GraphicTypeValues.POLYLINE, points, headers, source, finding.key_slice),
@@ -198,7 +195,7 @@ def _region(
     )
 
 
-def _ends(line: Line) -> NDArray[np.float64]:
+def ends(line: Line) -> NDArray[np.float64]:
     """float64 [2, (column, row)] of a line's ends as SCOORD counts: a pixel's centre lies at its index and a half."""
     return np.array([(column + 0.5, row + 0.5) for _, row, column in line])
 
@@ -232,6 +229,17 @@ def _measured(
 def _rounded(value: float) -> float:
     """Five significant digits: more than any of our measurements has, and well within a DS (PS3.5 section 6.2)."""
     return float(f"{value:.5g}")
+
+
+def outlines(finding: Lesion) -> dict[int, list[NDArray[np.float64]]]:
+    """By slice of axis 0: the outer borders of all parts of a lesion, float64 [points, (column, row)], closed."""
+    corner = np.array([finding.box[2].start, finding.box[1].start])
+    found: dict[int, list[NDArray[np.float64]]] = {}
+    for offset, area in enumerate(finding.mask):
+        labels, count = ndimage.label(area)
+        for part in range(1, count + 1):
+            found.setdefault(finding.box[0].start + offset, []).append(outline(labels == part) + corner)
+    return found
 
 
 def outline(area: NDArray[np.bool_]) -> NDArray[np.float64]:

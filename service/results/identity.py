@@ -25,6 +25,7 @@ from pydicom.valuerep import DA, TM, DSfloat
 from service import __version__, codes
 from service.forms import Kind
 from service.results import charset, frames
+from service.spec import ModelSpec
 from service.types import Finding, Model, Outcome, Point, Report, ResultObject, Series, SourceVolume, Study
 
 NAME = codes.PRODUCT
@@ -251,10 +252,9 @@ def label(finding: Finding) -> str:
     return f"{finding.kind.finding.meaning[:58]} {finding.number}"
 
 
-def words_of(findings: Iterable[Finding]) -> list[str]:
-    """The words of ours that findings bring into an object."""
-    kinds = [finding.kind for finding in findings]
-    return [concept.meaning for kind in kinds for concept in (kind.finding, kind.category, kind.site)]
+def looked_for(spec: ModelSpec) -> str:
+    """What a model looks for, in words."""
+    return ", ".join(f"{kind.finding.meaning} ({kind.site.meaning})" for kind in spec.classes if not kind.normal)
 
 
 def series_of_ours(making: Making, source: SourceVolume | None, name: Name) -> dict[str, Any]:
@@ -273,9 +273,7 @@ def series_of_ours(making: Making, source: SourceVolume | None, name: Name) -> d
     }
 
 
-def finish(
-    made: hd.SOPClass, making: Making, source: SourceVolume | None, header: Dataset, name: Name, words: Iterable[str]
-) -> ResultObject:
+def finish(made: hd.SOPClass, making: Making, source: SourceVolume | None, header: Dataset, name: Name) -> ResultObject:
     """Put our stamp on an object, and make it the bytes that are kept, proved and sent.
 
     Parameters
@@ -288,9 +286,6 @@ def finish(
         The completed header that patient and study were copied from.
     name
         Which object it is.
-    words
-        The words of ours that are in it, beside the model's own. Where all are ASCII, the sources' character set
-        holds them beside the copied names; else the object is written in UTF-8 (PS3.3 C.12.1.1.2).
     """
     date, time = making.made_at.strftime("%Y%m%d"), making.made_at.strftime("%H%M%S")
     moments = ("InstanceCreation", "Series", *(("PresentationCreation",) if name.kind is Kind.PR else ("Content",)))

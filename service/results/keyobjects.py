@@ -60,8 +60,7 @@ def key_objects(making: Making, conclusion: Conclusion, source: SourceVolume) ->
         del item.ConceptNameCodeSequence  # highdicom says "Source", where the template allows no purpose of reference
     made.copy_patient_and_study_information(headers[0])
     frames.restore(made, source)
-    words = [description, *identity.words_of(conclusion.findings)]
-    return identity.finish(made, making, source, headers[0], name, words)
+    return identity.finish(made, making, source, headers[0], name)
 
 
 def key_slices(findings: Iterable[Finding]) -> list[int]:

@@ -17,14 +17,13 @@ from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
-from scipy import ndimage
 
 from service.forms import Kind
 from service.results import capture, frames, groups, identity, sheet
 from service.results.identity import DISCLAIMER, Making, Name, label
 from service.results.keyobjects import once, reference
 from service.spec import FindingClass
-from service.types import Conclusion, Finding, Instance, Judgement, Lesion, Line, Mark, ResultObject, SourceVolume
+from service.types import Conclusion, Finding, Instance, Judgement, Lesion, Mark, ResultObject, SourceVolume
 
 _BOX = (0.3, 0.09)  # of three lines of words: parts of the image's width and height
 _GAP = 0.015  # between a finding and its words, likewise
@@ -126,8 +125,7 @@ def _encode(
     area = made.DisplayedAreaSelectionSequence[0]
     del area.PresentationPixelAspectRatio, area.PixelOriginInterpretation
     area.PresentationPixelSpacing = headers[0].PixelSpacing
-    words = [text.UnformattedTextValue for one in drawn for text in one.texts]
-    return identity.finish(made, making, source, headers[0], name, [*words, *identity.words_of(conclusion.findings)])
+    return identity.finish(made, making, source, headers[0], name)
 
 
 # --- What is drawn --------------------------------------------------------------------------------------------------
@@ -139,7 +137,7 @@ def _drawn(findings: Sequence[Finding], source: SourceVolume) -> Iterator[_Drawn
         key = finding.key_slice
         match finding:
             case Lesion():
-                by_slice = outlines(finding)
+                by_slice = groups.outlines(finding)
                 for index, borders in by_slice.items():
                     if index != key:
                         yield _Drawn(
@@ -147,7 +145,7 @@ def _drawn(findings: Sequence[Finding], source: SourceVolume) -> Iterator[_Drawn
                             index=index,
                             graphics=tuple(_graphic(finding, it, source) for it in borders),
                         )
-                borders = [*by_slice[key], _ends(finding.long_axis), _ends(finding.short_axis)]
+                borders = [*by_slice[key], groups.ends(finding.long_axis), groups.ends(finding.short_axis)]
             case Mark():
                 borders = [groups.corners(finding) if finding.size_mm else groups.corners(finding)[:1]]
             case _:
@@ -158,22 +156,6 @@ def _drawn(findings: Sequence[Finding], source: SourceVolume) -> Iterator[_Drawn
             graphics=tuple(_graphic(finding, it, source) for it in borders),
             texts=(_words(finding, borders[0] if borders else None, source, room),),
         )
-
-
-def outlines(finding: Lesion) -> dict[int, list[NDArray[np.float64]]]:
-    """By slice of axis 0: the outer borders of all parts of a lesion, float64 [points, (column, row)], closed."""
-    corner = np.array([finding.box[2].start, finding.box[1].start])
-    found: dict[int, list[NDArray[np.float64]]] = {}
-    for offset, area in enumerate(finding.mask):
-        labels, count = ndimage.label(area)
-        for part in range(1, count + 1):
-            found.setdefault(finding.box[0].start + offset, []).append(groups.outline(labels == part) + corner)
-    return found
-
-
-def _ends(line: Line) -> NDArray[np.float64]:
-    """float64 [2, (column, row)] of a line's ends."""
-    return np.array([(column + 0.5, row + 0.5) for _, row, column in line])
 
 
 def _graphic(finding: Finding, points: NDArray[np.float64], source: SourceVolume) -> pr.GraphicObject:

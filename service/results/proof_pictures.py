@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom import Dataset
 
 from service.results.identity import DISCLAIMER, label
-from service.results.proof_report import _corners, _in_space, _key_image, _off, _place
+from service.results.places import corners, in_space, key_image, off_by, place_of
 from service.results.reading import PLACE_TOLERANCE_MM, Fault
 from service.types import Finding, Judgement, Lesion, Line, Mark, Picture, SourceVolume
 
@@ -66,8 +66,8 @@ def prove_key_objects(dataset: Dataset, source: SourceVolume, findings: Sequence
     """
     if dataset.ConceptNameCodeSequence[0].CodeValue != _OF_INTEREST:
         raise Fault("another title", "its images are of interest (CID 7010)")
-    selected = [_place(item) for item in dataset.ContentSequence if item.ValueType == "IMAGE"]
-    wanted = list(dict.fromkeys(_key_image(finding, source) for finding in findings))
+    selected = [place_of(item) for item in dataset.ContentSequence if item.ValueType == "IMAGE"]
+    wanted = list(dict.fromkeys(key_image(finding, source) for finding in findings))
     if selected != wanted:
         raise Fault(f"{len(selected)} key images that are not the {len(wanted)} of the findings", "each has its own")
     evidence = [
@@ -188,7 +188,7 @@ def _prove_lesion(one: _Drawn, finding: Lesion, source: SourceVolume, covered: f
     if one.closed.keys() != wanted.keys():
         raise Fault(f"finding {finding.number} outlined on {len(one.closed)} slices", f"it is on {len(wanted)}")
     half = np.abs(np.asarray(source.volume.affine, float)[:3, 1:3]).sum(axis=1) / 2  # from a voxel's centre to its edge
-    seen = {i: _in_space(np.concatenate(parts), source, i) for i, parts in one.closed.items()}
+    seen = {i: in_space(np.concatenate(parts), source, i) for i, parts in one.closed.items()}
     for index, places in wanted.items():
         centres = source.volume.map_indices_to_reference(np.c_[np.full(len(places), index), places])
         _prove_extent(seen[index], (centres.min(axis=0), centres.max(axis=0)), half, finding)
@@ -221,9 +221,9 @@ def _prove_extent(
 
 
 def _prove_line(points: NDArray[np.float64], line: Line, finding: Finding, source: SourceVolume) -> None:
-    seen = _in_space(points, source, finding.key_slice)
+    seen = in_space(points, source, finding.key_slice)
     wanted = np.asarray(source.volume.map_indices_to_reference(np.array(line)), np.float64)
-    off = _off(seen, wanted, source) if seen.shape == wanted.shape else float("nan")
+    off = off_by(seen, wanted, source) if seen.shape == wanted.shape else float("nan")
     if not off <= PLACE_TOLERANCE_MM:
         raise Fault(f"an axis of finding {finding.number} {off:.2f} mm off", "an axis ends where it was measured")
 
@@ -235,9 +235,9 @@ def _prove_mark(one: _Drawn, finding: Mark, source: SourceVolume, covered: froze
     if others or on_slices != ({finding.key_slice: 1} if finding.key_slice in covered else {}):
         raise Fault(f"finding {finding.number} marked on {len(on_slices)} slices", "it is on the slice in its middle")
     for index, (points,) in graphics.items():
-        seen = _in_space(points, source, index)
-        wanted = _corners(finding, source) if finding.size_mm else np.array([finding.centre_lps_mm])
-        off = _off(seen, wanted, source) if seen.shape == wanted.shape else float("nan")
+        seen = in_space(points, source, index)
+        wanted = corners(finding, source) if finding.size_mm else np.array([finding.centre_lps_mm])
+        off = off_by(seen, wanted, source) if seen.shape == wanted.shape else float("nan")
         if not off <= PLACE_TOLERANCE_MM:
             raise Fault(f"finding {finding.number} marked {off:.2f} mm off", "a mark is where it was found")
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from service import codes
+from service.results.places import corners, in_space, key_image, off_by, place_of
 from service.results.proof_segments import Seen
 from service.results.reading import NUMBER_TOLERANCE, PLACE_TOLERANCE_MM, Fault, items, name, same_code
 from service.results.reading import same_number as same
@@ -136,7 +137,7 @@ def _prove_lesion(
             _prove_outlines(list(items(group, _IMAGE_REGION)), finding, source)
     on_key_slice = compress(groups, (not it for it in of_volume))
     regions = [item for group in on_key_slice for item in items(group, _IMAGE_REGION)]
-    if not regions or any(_place(region) != _key_image(finding, source) for region in regions):
+    if not regions or any(place_of(region) != key_image(finding, source) for region in regions):
         raise Fault(f"finding {finding.number} on another slice", "its outline is on the key slice (TID 1410)")
 
 
@@ -146,7 +147,7 @@ def _prove_outlines(regions: Sequence[Dataset], finding: Lesion, source: SourceV
     drawn: dict[int, list[NDArray[np.float64]]] = {}
     for region in regions:
         points = np.reshape(np.array(region.GraphicData, float), (-1, 2))
-        drawn.setdefault(slices[_place(region)], []).append(points)
+        drawn.setdefault(slices[place_of(region)], []).append(points)
     corner = np.array([finding.box[2].start, finding.box[1].start])
     wanted = {finding.box[0].start + n: area for n, area in enumerate(finding.mask) if area.any()}
     if drawn.keys() != wanted.keys():
@@ -170,17 +171,17 @@ def _prove_mark(groups: Sequence[Dataset], finding: Mark, source: SourceVolume) 
         elif concept.value in inside:
             raise Fault(f"finding {finding.number} with a {concept.meaning}", "a point has no size")
     region = inside[_IMAGE_REGION]
-    if _place(region) != _key_image(finding, source):
+    if place_of(region) != key_image(finding, source):
         raise Fault(f"finding {finding.number} on another slice", "it is drawn on the slice in its middle (TID 1410)")
     graphic = "POLYLINE" if finding.size_mm else "POINT"
     if region.GraphicType != graphic:
         raise Fault(f"finding {finding.number} drawn as {region.GraphicType}", f"it is a {graphic} (PS3.3 C.18.6)")
-    seen = _in_space(np.reshape(np.array(region.GraphicData, float), (-1, 2)), source, finding.key_slice)
-    wanted = _corners(finding, source) if finding.size_mm else np.array([finding.centre_lps_mm])
+    seen = in_space(np.reshape(np.array(region.GraphicData, float), (-1, 2)), source, finding.key_slice)
+    wanted = corners(finding, source) if finding.size_mm else np.array([finding.centre_lps_mm])
     if seen.shape != wanted.shape:
         raise Fault(f"finding {finding.number} drawn with {len(seen)} points", f"it has {len(wanted)} (PS3.3 C.18.6)")
     middles = (seen[:4].mean(axis=0), np.array(finding.centre_lps_mm))
-    off = max(_off(seen, wanted, source), _off(middles[0][None], middles[1][None], source))
+    off = max(off_by(seen, wanted, source), off_by(middles[0][None], middles[1][None], source))
     if not off <= PLACE_TOLERANCE_MM:
         raise Fault(
             f"finding {finding.number} drawn {off:.2f} mm off",
@@ -193,7 +194,7 @@ def _prove_judgement(statements: Sequence[Dataset], finding: Judgement, source: 
     inside = _only(statements, finding)
     _prove_number(inside, codes.CERTAINTY, finding.probability * 100, finding)
     decided = inside.get(codes.SOURCE_OF_MEASUREMENT.value)
-    if decided is None or _place(decided) != _key_image(finding, source):
+    if decided is None or place_of(decided) != key_image(finding, source):
         raise Fault(f"finding {finding.number} by another image", "a judgement refers to the image that decided")
 
 
@@ -209,66 +210,3 @@ def _prove_number(inside: dict[str, Dataset], concept: codes.Code, value: float,
         raise Fault(f"finding {finding.number} without its {concept.meaning}", "what was measured is said")
     written = float(inside[concept.value].MeasuredValueSequence[0].NumericValue)
     same(f"{concept.meaning} of finding {finding.number}", written, value, NUMBER_TOLERANCE)
-
-
-def _key_image(finding: Finding, source: SourceVolume) -> tuple[str, int | None]:
-    """The image, or the frame of one, that shows a finding best."""
-    instance = source.ordered[finding.key_slice]
-    return instance.sop_instance_uid, instance.frame
-
-
-def _place(item: Dataset) -> tuple[str, int | None]:
-    """The image, or the frame of one, that a content item or the coordinates in it refer to; empty, if to several."""
-    found = (
-        [item]
-        if "ReferencedSOPSequence" in item
-        else [it for it in item.ContentSequence if "ReferencedSOPSequence" in it]
-    )
-    images = [reference for it in found for reference in it.ReferencedSOPSequence]
-    if len(images) != 1:
-        return "", None
-    frame = images[0].get("ReferencedFrameNumber")
-    return str(images[0].ReferencedSOPInstanceUID), None if frame is None else int(frame)
-
-
-def _in_space(points: NDArray[np.float64], source: SourceVolume, key_slice: int) -> NDArray[np.float64]:
-    """Points on an image in patient space, by its own attributes (PS3.3 C.7.6.2.1.1, C.18.6.1.1).
-
-    Parameters
-    ----------
-    points
-        [points, (column, row)]; 0, 0 is the corner of the first pixel.
-    source
-        The analysed series.
-    key_slice
-        The image's slice.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 [points, 3], LPS mm.
-    """
-    header = source.ordered[key_slice].header
-    cosines = np.array(header.ImageOrientationPatient, float)
-    row_spacing, column_spacing = (float(value) for value in header.PixelSpacing)
-    columns, rows = (points - 0.5).T[..., None]
-    places = columns * column_spacing * cosines[:3] + rows * row_spacing * cosines[3:]
-    return np.asarray(places + np.array(header.ImagePositionPatient, float), np.float64)
-
-
-def _corners(finding: Mark, source: SourceVolume) -> NDArray[np.float64]:
-    """The corners of a box where its middle is, in turn and closed: float64 [5, 3], LPS mm."""
-    (front, top, left), (back, bottom, right) = finding.low, finding.high
-    ring = ((top, left), (top, right), (bottom, right), (bottom, left), (top, left))
-    indices = np.array([((front + back) / 2, row, column) for row, column in ring])
-    return np.asarray(source.volume.map_indices_to_reference(indices), np.float64)
-
-
-def _off(seen: NDArray[np.float64], wanted: NDArray[np.float64], source: SourceVolume) -> float:
-    """How far points are off, mm: within the slice; across it, beyond the half slice by which its middle may differ."""
-    affine = np.asarray(source.volume.affine, float)
-    normal = affine[:3, 0] / np.linalg.norm(affine[:3, 0])
-    across = (seen - wanted) @ normal
-    within = np.linalg.norm(seen - wanted - across[:, None] * normal, axis=1)
-    beyond = np.abs(across) - float(source.volume.spacing[0]) / 2
-    return float(max(within.max(), beyond.max()))

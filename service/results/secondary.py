@@ -93,7 +93,7 @@ def _capture(
     made.ImageComments = f"{identity.DISCLAIMER}. {what}: {spec.title}"
     if source and shown:
         made.SourceImageSequence = list(_sources(shown, source))
-    return identity.finish(made, making, source, header, name, [what, *identity.words_of(shown)])
+    return identity.finish(made, making, source, header, name)
 
 
 def _sources(shown: Iterable[Finding], source: SourceVolume) -> Iterable[Dataset]:

@@ -25,7 +25,6 @@ from service.results.identity import (
     label,
     series_of_ours,
     tracking_uid,
-    words_of,
 )
 from service.types import Lesion, Outcome, ResultObject, SourceVolume
 
@@ -186,8 +185,7 @@ def _encode(source: SourceVolume, part: Sequence[Segment], making: Making, form:
     dimensions = codes.derive_uid(made.SOPInstanceUID, "dimensions")
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
-    words = words_of(lesion for segment in part for lesion in segment.lesions)
-    return Segmented(object=finish(made, making, source, headers[0], name, words), segments=tuple(part))
+    return Segmented(object=finish(made, making, source, headers[0], name), segments=tuple(part))
 
 
 def _pixels(

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset
 
 from service import __version__
-from service.results.identity import DISCLAIMER, NAME, Making, label
+from service.results.identity import DISCLAIMER, NAME, Making, label, looked_for
 from service.types import Conclusion, Finding, Judgement, Lesion, Mark, Outcome, Picture, SourceVolume
 
 Colour = tuple[int, int, int]
@@ -84,8 +84,7 @@ def _heading(making: Making, conclusion: Conclusion, source: SourceVolume | None
     spec, findings = making.model.spec, len(conclusion.findings)
     yield spec.title, 32, WHITE, 1
     yield f"Model {spec.name} {spec.version} by {spec.manufacturer}", 18, GREY, 1
-    looked_for = ", ".join(f"{kind.finding.meaning} ({kind.site.meaning})" for kind in spec.classes if not kind.normal)
-    yield f"It looks for: {looked_for}", 18, GREY, 1 if shown else 3
+    yield f"It looks for: {looked_for(spec)}", 18, GREY, 1 if shown else 3
     complete = conclusion.outcome in (Outcome.FINDINGS, Outcome.NO_FINDINGS)
     yield _ending(conclusion.outcome, findings), 34, WHITE if complete else AMBER, 1
     if conclusion.reason:

@@ -18,6 +18,7 @@ from service import __version__, codes
 from service.forms import Kind
 from service.results import frames, groups, identity
 from service.results.identity import Making, Name, code
+from service.results.keyobjects import observer
 from service.results.seg import Segmented
 from service.types import Conclusion, Judgement, Lesion, Mark, Outcome, Report, ResultObject, SourceVolume
 
@@ -123,7 +124,7 @@ def report(
         study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPClassUID = real_class
     else:
         frames.restore(made, source)
-    return identity.finish(made, making, source, headers[0], name, [*identity.words_of(findings), *comments])
+    return identity.finish(made, making, source, headers[0], name)
 
 
 def _groups(
@@ -147,22 +148,9 @@ def _groups(
 
 def _context(header: Dataset) -> sr.ContentSequence:
     """Language, observer and procedure (TID 1204, 1001, 100)."""
-    device = sr.DeviceObserverIdentifyingAttributes(
-        uid=identity.observer_uid(),
-        name=identity.NAME,
-        manufacturer_name=identity.NAME,
-        model_name=identity.NAME,
-        serial_number=identity.SERIAL_NUMBER,
-    )
     content = sr.ContentSequence()
     content.extend(sr.LanguageOfContentItemAndDescendants(sr.CodedConcept("en", "RFC5646", "English")))
-    content.extend(
-        sr.ObservationContext(
-            observer_device_context=sr.ObserverContext(
-                observer_type=standard.DCM.Device, observer_identifying_attributes=device
-            )
-        )
-    )
+    content.extend(sr.ObservationContext(observer_device_context=observer()))
     content.append(
         sr.CodeContentItem(
             name=standard.DCM.ProcedureReported,
@@ -282,8 +270,7 @@ def _comments(making: Making, conclusion: Conclusion) -> Iterable[str]:
         f"{identity.DISCLAIMER}. {spec.title}: model {spec.name} {spec.version} by {spec.manufacturer}, "
         f"run by {identity.NAME} {__version__} on {making.backend}."
     )
-    looked_for = (f"{kind.finding.meaning} ({kind.site.meaning})" for kind in spec.classes if not kind.normal)
-    yield f"It looks for: {', '.join(looked_for)}."
+    yield f"It looks for: {identity.looked_for(spec)}."
     for finding in conclusion.findings:
         if isinstance(finding, Judgement):
             yield groups.in_words(finding)

@@ -6,6 +6,7 @@ Whether these cases were among a network's training data is unknown: they prove 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from pydicom import Dataset, dcmread
 from service.models import available, is_installed
 from tests.acceptance.conftest import Orthanc, Service
 from tests.acceptance.test_main_job import push, study_uid_of
-from tests.integration.validators import dciodvfy, pixelmed, said
+from tests.integration.test_matrix import UNKNOWN_TO_DCIODVFY
+from tests.integration.validators import complaints, dciodvfy, pixelmed, said
 from tests.support import REPOSITORY, missing, real_series
 
 MODELS = REPOSITORY / "models"
@@ -35,7 +37,8 @@ class Result:
 
     folder: Path  # of the unpacked series
     answers: dict[str, dict[str, Any]]  # by model, from the API
-    files: dict[tuple[str, str], Path]  # by model and kind, as they came out of Orthanc
+    files: dict[tuple[str, str], Path]  # by model and kind: SEG and SR as BINARY, as they came out of Orthanc
+    others: tuple[Path, ...]  # all else that came out of it: label maps, pictures, key images, presentation states
     together: bool  # whether both models were seen at work at the same moment
 
 
@@ -48,7 +51,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Resu
     base = tmp_path_factory.mktemp("real")
     orthanc = Orthanc(folder=base / "orthanc").start()
     service = Service(folder=base, models=MODELS)
-    service.add_destination("ORTHANC", orthanc.port)
+    everything = 'profile = { capture = "findings", gsps = true, ko = true }'
+    service.add_destination("ORTHANC", orthanc.port, more=everything)
+    packed = 'profile = { seg = "labelmap", compression = "jpeg-ls" }'
+    service.add_destination("ORTHANC", orthanc.port, name="labels", more=packed)
+    service.add_destination("ORTHANC", orthanc.port, name="fractions", more='profile = { seg = "fractional" }')
     try:
         service.start()
         yield {name: _analyse(name, folder, service, orthanc, base) for name, folder in folders.items()}
@@ -71,13 +78,24 @@ def _analyse(name: str, folder: Path, service: Service, orthanc: Orthanc, base: 
         state = study["state"]
     study = service.wait_for_study(study_uid, seconds=600)
     stored = orthanc.instances()
-    files = {}
+    files, others = {}, []
     for answer in study["answers"]:
         for made in answer["objects"]:
-            path = base / f"{name}-{answer['model']}-{made['kind']}.dcm"
+            if made["sop_instance_uid"] not in stored:
+                continue  # kept for a destination that would accept nothing better
+            path = base / f"{name}-{made['file']}"
             path.write_bytes(orthanc.get_bytes(f"/instances/{stored[made['sop_instance_uid']]}/file"))
-            files[answer["model"], made["kind"]] = path
-    return Result(folder=folder, answers={a["model"]: a for a in study["answers"]}, files=files, together=together)
+            if made["kind"] in ("SEG", "SR") and made["form"] in ("binary", ""):
+                files[answer["model"], made["kind"]] = path
+            else:
+                others.append(path)
+    return Result(
+        folder=folder,
+        answers={a["model"]: a for a in study["answers"]},
+        files=files,
+        others=tuple(others),
+        together=together,
+    )
 
 
 def test_ircadb_both_tumours_are_found_and_nothing_large_beside(results: dict[str, Result]) -> None:
@@ -154,6 +172,13 @@ def test_others_validators_find_no_error(results: dict[str, Result], name: str) 
         made = dcmread(path, stop_before_pixels=True)
         for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber"):
             assert str(made.get(keyword) or "") == str(source.get(keyword) or "")
+    kinds = {path.name.split(".")[1] for path in results[name].others}
+    assert kinds >= {"SEG", "SR", "SC", "PR", "KO"}
+    for path in results[name].others:
+        errors, _ = complaints(path)
+        if "labelmap" in path.name:
+            errors = [line for line in errors if not any(re.search(known, line) for known in UNKNOWN_TO_DCIODVFY)]
+        assert errors == [], path.name
 
 
 def _distance(finding: dict[str, Any], point: list[float]) -> float:
