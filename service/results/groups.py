@@ -74,30 +74,34 @@ def _volume(
 
 
 def _outlines(finding: Lesion, headers: Sequence[Dataset], source: SourceVolume) -> Iterator[sr.ImageRegion]:
-    """A lesion's outer borders on all its slices."""
-    for index, borders in outlines(finding).items():
-        for points in borders:
+    """A lesion's outer borders on all its slices; the key slice first, since OHIF draws the first one only."""
+    borders = outlines(finding)
+    for index in sorted(borders, key=lambda index: (index != finding.key_slice, index)):
+        for points in borders[index]:
             yield _region(sr.GraphicTypeValues.POLYLINE, points, headers, source, index)
 
 
 def _key_slice(
     finding: Lesion, headers: Sequence[Dataset], source: SourceVolume, making: Making
 ) -> Iterator[sr.PlanarROIMeasurementsAndQualitativeEvaluations]:
-    """TID 1410: outline, long and short axis on the slice of greatest area, each with what was measured on it."""
+    """TID 1410: outline, long and short axis on the slice of greatest area, each with what was measured on it.
+
+    The area comes last, with the outline once more: OHIF writes the first five numbers of a finding beside it, and
+    the diameters are to be among them.
+    """
     area = finding.mask[finding.key_slice - finding.box[0].start]
     area_mm2 = float(area.sum()) * float(source.volume.spacing[1]) * float(source.volume.spacing[2])
+    border = outline(area) + np.array([finding.box[2].start, finding.box[1].start])
+    measured_area = sr.Measurement(standard.SCT.Area, _rounded(area_mm2), standard.UCUM.SquareMillimeter)
     for points, measurement, purpose in (
-        (
-            outline(area) + np.array([finding.box[2].start, finding.box[1].start]),
-            sr.Measurement(standard.SCT.Area, _rounded(area_mm2), standard.UCUM.SquareMillimeter),
-            standard.DCM.Outline,
-        ),
+        (border, None, standard.DCM.Outline),
         (ends(finding.long_axis), _measured(codes.LONG_AXIS, finding.long_axis_mm, codes.MILLIMETRE), None),
         (ends(finding.short_axis), _measured(codes.SHORT_AXIS, finding.short_axis_mm, codes.MILLIMETRE), None),
+        (border, measured_area, standard.DCM.Outline),
     ):
         yield sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             referenced_region=_region(sr.GraphicTypeValues.POLYLINE, points, headers, source, finding.key_slice),
-            measurements=[measurement],
+            measurements=[measurement] if measurement else None,
             geometric_purpose=purpose,
             **_what(finding, making),
         )

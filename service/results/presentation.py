@@ -17,6 +17,7 @@ from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import DSfloat
 
 from service.forms import Kind
 from service.results import capture, frames, groups, identity, sheet
@@ -124,7 +125,8 @@ def _encode(
     # highdicom takes the pixels for squares, whatever the images say.
     area = made.DisplayedAreaSelectionSequence[0]
     del area.PresentationPixelAspectRatio, area.PixelOriginInterpretation
-    area.PresentationPixelSpacing = headers[0].PixelSpacing
+    # Some sources write more digits than a DS may have (PS3.5 section 6.2).
+    area.PresentationPixelSpacing = [DSfloat(float(mm), auto_format=True) for mm in headers[0].PixelSpacing]
     return identity.finish(made, making, source, headers[0], name)
 
 

@@ -180,6 +180,9 @@ def _encode(source: SourceVolume, part: Sequence[Segment], making: Making, form:
         content_description=DISCLAIMER,
         **series_of_ours(making, source, name),
     )
+    # highdicom describes the background as segment 0, which Pixel Padding Value says already (PS3.3 C.8.20.2); OHIF
+    # counts it as one, and gives each segment its neighbour's colour.
+    made.SegmentSequence = [item for item in made.SegmentSequence if item.SegmentNumber != 0]
     frames.restore(made, source)
     # highdicom draws this UID by lot; ours are derived.
     dimensions = codes.derive_uid(made.SOPInstanceUID, "dimensions")

@@ -2,7 +2,8 @@
 
 How the analysis ended is said once, in the report's Qualitative Evaluations (TID 1500 row 12), and so is what was found
 without a place (see `groups`), and not in a measurement group: OHIF 3.13 stumbles over a group without coordinates and
-then draws none at all.
+then draws none at all. Over a report without any group it stumbles too, if that is titled Imaging Measurement Report;
+under the other title that TID 1500 has for such reports (CID 7021) it shows the whole report as text.
 """
 
 from __future__ import annotations
@@ -78,11 +79,12 @@ def report(
     headers = identity.complete_headers(source) if source else [identity.complete_header(making.study.series[0].header)]
     comments = list(_comments(making, conclusion))
     findings = conclusion.findings
-    root = sr.ContainerContentItem(name=standard.cid7021.ImagingMeasurementReport, template_id="1500")
+    placed = list(_groups(conclusion, headers, source, segmented, making)) if source else []
+    title = standard.cid7021.ImagingMeasurementReport if placed else standard.cid7021.OncologyMeasurementReport
+    root = sr.ContainerContentItem(name=title, template_id="1500")
     root.ContentSequence = sr.ContentSequence()
     root.ContentSequence.extend(_context(headers[0]))
     root.ContentSequence.extend(_image_library(headers))
-    placed = list(_groups(conclusion, headers, source, segmented, making)) if source else []
     if placed:
         measurements = sr.ContainerContentItem(name=standard.DCM.ImagingMeasurements, relationship_type=_CONTAINS)
         measurements.ContentSequence = sr.ContentSequence()

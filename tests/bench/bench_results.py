@@ -44,7 +44,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
     found = []
     for number, (centre, radius) in enumerate(BALLS, start=1):
         squares = [((axis - at) * step) ** 2 for axis, at, step in zip(grid, centre, (1.25, 0.75, 0.75), strict=True)]
-        found.append(phantoms.finding_of(made.source, sum(squares) <= radius**2, number))
+        found.append(phantoms.finding_of(made.source, np.asarray(sum(squares) <= radius**2), number))
     return replace(made, findings=tuple(found))
 
 

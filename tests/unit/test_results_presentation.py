@@ -13,6 +13,8 @@ from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import EnhancedCTImageStorage, GrayscaleSoftcopyPresentationStateStorage
 
 from service.forms import Kind
@@ -291,3 +293,17 @@ def test_it_says_what_it_is(tmp_path: Path) -> None:
 def test_same_input_gives_identical_bytes(tmp_path: Path, kind: Callable[[Phantom], Phantom]) -> None:
     first, again = (states_of(kind(phantoms.make(tmp_path))) for _ in range(2))
     assert [it.content for it in first] == [it.content for it in again]
+
+
+def test_spacing_with_more_digits_than_a_ds_may_have_is_written_shorter(tmp_path: Path) -> None:
+    """Seen in ircadb-17: 0.742999970912933."""
+
+    phantom = phantoms.make(tmp_path)
+    tag = Tag("PixelSpacing")
+    for instance in phantom.source.ordered:
+        raw = b"0.742999970912933\\0.742999970912933"
+        instance.header[tag] = RawDataElement(tag, "DS", len(raw), raw, 0, False, True)
+    (state,) = presentation.presentation(phantom.making, conclusion_of(phantom), phantom.source)
+    written = read(state).DisplayedAreaSelectionSequence[0].PresentationPixelSpacing
+    assert [len(str(value)) <= 16 for value in written] == [True, True]
+    assert float(written[0]) == pytest.approx(0.743, abs=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset
@@ -50,7 +51,7 @@ def test_nothing_is_missing(made: dict[str, ResultObject]) -> None:
 
 def _del(*path: str | int) -> Callable[[Dataset], None]:
     def fault(dataset: Dataset) -> None:
-        place = dataset
+        place: Any = dataset
         for step in path[:-1]:
             place = place[step] if isinstance(step, int) else getattr(place, step)
         delattr(place, str(path[-1]))

@@ -62,9 +62,9 @@ def test_a_finding_is_reported_with_all_its_numbers(tmp_path: Path) -> None:
     assert report.SOPClassUID == Comprehensive3DSRStorage
     assert (report.VerificationFlag, report.CompletionFlag) == ("UNVERIFIED", "COMPLETE")
     groups = list(items(report, "125007"))
-    assert [group.ContentTemplateSequence[0].TemplateIdentifier for group in groups] == ["1411", *["1410"] * 3] * 2
+    assert [group.ContentTemplateSequence[0].TemplateIdentifier for group in groups] == ["1411", *["1410"] * 4] * 2
     for number, finding in enumerate(phantom.lesions):
-        ours = groups[4 * number : 4 * number + 4]
+        ours = groups[5 * number : 5 * number + 5]
         for group in ours:
             assert finding.tracking_uid == next(items(group, "112040")).UID
             assert code(next(items(group, "121071"))) == "52988006"
@@ -97,13 +97,14 @@ def test_a_finding_is_reported_with_all_its_numbers(tmp_path: Path) -> None:
 def test_coordinates_stand_on_the_key_slice(tmp_path: Path) -> None:
     phantom = phantoms.make(tmp_path)
     report = read(objects_of(phantom)[1])
-    for finding, (outer, long_axis, short_axis) in zip(
-        phantom.lesions, np.reshape(list(items(report, "111030")), (2, 3)), strict=True
+    for finding, (outer, long_axis, short_axis, again) in zip(
+        phantom.lesions, np.reshape(list(items(report, "111030")), (2, 4)), strict=True
     ):
         key_image = phantom.source.ordered[finding.key_slice].sop_instance_uid
-        for region in (outer, long_axis, short_axis):
+        for region in (outer, long_axis, short_axis, again):
             assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == key_image
         points = np.reshape(outer.GraphicData, (-1, 2))
+        assert again.GraphicData == outer.GraphicData
         _, rows, columns = finding.box
         assert (points[0] == points[-1]).all()
         assert (points >= (columns.start, rows.start)).all()
@@ -130,7 +131,7 @@ def test_classes_are_told_apart(tmp_path: Path) -> None:
     groups = list(items(report, "125007"))
     assert [
         tuple(code(next(items(group, concept))) for concept in ("121071", "276214006", "363698007")) for group in groups
-    ] == [("52988006", "49755003", "10200004")] * 4 + [("27925004", "91723000", "39607008")] * 4
+    ] == [("52988006", "49755003", "10200004")] * 5 + [("27925004", "91723000", "39607008")] * 5
     assert "It looks for: Lesion (Liver), Nodule (Lung)." in texts(report)
 
 

@@ -81,7 +81,7 @@ def test_segment_and_report_say_the_side_and_the_proof_holds_them_to_it(tmp_path
     assert regions[0].AnatomicRegionModifierSequence[0].CodeValue == codes.LEFT.value
     assert "AnatomicRegionModifierSequence" not in regions[1]
     sides = [item.ConceptCodeSequence[0].CodeValue for item in items(read(report), codes.LATERALITY.value)]
-    assert sides == [codes.LEFT.value] * 4  # of the four groups of the first finding
+    assert sides == [codes.LEFT.value] * 5  # of the five groups of the first finding
 
     def other_side(dataset: object) -> None:
         for item in items(dataset, codes.LATERALITY.value):  # type: ignore[arg-type]
