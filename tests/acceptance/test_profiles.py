@@ -166,6 +166,25 @@ def test_a_presentation_state_that_is_not_accepted_needs_somebody_to_act(service
     assert {delivery["kind"] for delivery in seen["unconfirmed"]} == {"SEG", "SR"}
 
 
+def test_check_says_what_each_destination_gets(service: Service, orthanc: Orthanc, tmp_path: Path) -> None:
+    with (
+        storescp(tmp_path / "pictures", "VerificationSOPClass", "SecondaryCaptureImageStorage") as pictures,
+        storescp(tmp_path / "images", "VerificationSOPClass", "CTImageStorage") as images,
+    ):
+        service.add_destination("ORTHANC", orthanc.port)
+        service.add_destination("ANY", pictures, name="pictures", more='confirm = "none"')
+        service.add_destination("ANY", images, name="images", more='confirm = "none"')
+        command = [sys.executable, "-m", "service", "check", "--config", str(service.config)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    said = {line.partition(":")[0].split()[-1]: line for line in done.stdout.splitlines() if "destination" in line}
+    assert "answers and gets SEG, SR" in said["pacs"]
+    assert "answers and gets SC; " in said["pictures"]
+    assert "pictures go in the place of what is not accepted" in said["pictures"]
+    assert said["images"].startswith("WRONG")
+    assert "overread probe images" in done.stdout
+    assert done.returncode == 1
+
+
 # --- overread probe -------------------------------------------------------------------------------------------------
 
 

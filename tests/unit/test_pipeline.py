@@ -15,7 +15,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
-from service import codes, pipeline
+from service import codes, metrics, pipeline
 from service.analysis import faults
 from service.analysis.schedule import Scheduler
 from service.analysis.volume import read_volume
@@ -345,7 +345,10 @@ def test_objects_that_fail_their_proof_are_not_kept(
         real(making, conclusion, *more)
 
     monkeypatch.setattr(proof, "prove", prove)
+    counter = metrics.PROOF_FAILURES.labels(model=FIRST)
+    before = counter._value.get()
     (answer,) = _analyse(study, models[:1], scheduler).answers
+    assert counter._value.get() == before + 1, "this is what the alert is raised by"
     assert (answer.outcome, answer.findings) == (Outcome.FAILED, ())
     assert kinds(answer) == ["SR"]
     assert codes.FAILED.value in _words(_report(answer))
