@@ -166,11 +166,14 @@ def _wait(study_uid: str, port: int) -> dict[str, Any]:
 
 
 def _save_files(result: dict[str, Any], port: int, into: Path) -> list[Path]:
-    """Fetch the objects and the pictures; the pictures' paths."""
+    """Fetch the objects that were sent and the pictures; the pictures' paths."""
     into.mkdir()
     pictures = []
+    sent = {delivery["sop_uid"] for delivery in result["deliveries"]}
     for answer in result["answers"]:
-        for name in [o["file"] for o in answer["objects"]] + [f["picture"] for f in answer["findings"] if f["picture"]]:
+        names = [made["file"] for made in answer["objects"] if made["sop_instance_uid"] in sent]
+        names += [answer["summary"], *(finding["picture"] for finding in answer["findings"])]
+        for name in filter(None, names):
             url = f"http://127.0.0.1:{port}/api/v1/studies/{result['study_uid']}/files/{name}"
             with urllib.request.urlopen(url, timeout=30) as reply:
                 (into / name).write_bytes(reply.read())

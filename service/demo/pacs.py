@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +43,15 @@ def start_pacs(directory: Path) -> Pacs:
 class OrthancPacs:
     """A real Orthanc in its own process, reachable from this machine only."""
 
-    def __init__(self, program: str, directory: Path, *, http_port: int = 0, port: int = 0) -> None:
+    def __init__(
+        self,
+        program: str,
+        directory: Path,
+        *,
+        http_port: int = 0,
+        port: int = 0,
+        more: Mapping[str, Any] | None = None,  # settings laid over the usual ones
+    ) -> None:
         self.name, self.ae_title = "Orthanc", "ORTHANC"
         self.port, self.http_port = port or free_port(), http_port or free_port()
         directory.mkdir(parents=True, exist_ok=True)
@@ -59,6 +68,7 @@ class OrthancPacs:
             "UnknownSopClassAccepted": True,
             "DicomServerEnabled": True,
             "Plugins": [],
+            **(more or {}),
         }
         (directory / "orthanc.json").write_text(json.dumps(settings))
         with (directory / "orthanc.log").open("ab") as log:

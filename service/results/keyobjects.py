@@ -13,7 +13,7 @@ from pydicom.sr.codedict import codes as standard
 from pydicom.uid import ExplicitVRLittleEndian
 
 from service.forms import Kind
-from service.results import frames, identity
+from service.results import copied, frames, identity
 from service.results.identity import Making, Name
 from service.types import Conclusion, Finding, Instance, ResultObject, SourceVolume
 
@@ -36,7 +36,7 @@ def key_objects(making: Making, conclusion: Conclusion, source: SourceVolume) ->
         A Key Object Selection Document titled (113000, DCM, "Of Interest"). An image that shows several findings
         is in it once; the first finding's comes first.
     """
-    headers = identity.complete_headers(source)
+    headers = copied.complete_headers(source)
     keys = key_slices(conclusion.findings)
     spec, count = making.model.spec, len(source.ordered)
     shown = "; ".join(f"{identity.label(it)} on slice {it.key_slice + 1} of {count}" for it in conclusion.findings)

@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from service.forms import Kind
-from service.results import capture, frames, groups, identity, sheet
+from service.results import capture, copied, frames, groups, identity, sheet
 from service.results.identity import DISCLAIMER, Making, Name, label
 from service.results.keyobjects import once, reference
 from service.spec import FindingClass
@@ -94,7 +94,7 @@ def presentation(making: Making, conclusion: Conclusion, source: SourceVolume) -
 def _encode(
     making: Making, conclusion: Conclusion, source: SourceVolume, drawn: Sequence[_Drawn], name: Name
 ) -> ResultObject:
-    headers = identity.complete_headers(source)
+    headers = copied.complete_headers(source)
     indices = sorted({one.index for one in drawn})
     layers = {one.finding.kind.channel: _layer(one.finding.kind) for one in drawn}
     made = pr.GrayscaleSoftcopyPresentationState(

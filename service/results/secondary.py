@@ -20,7 +20,7 @@ from pydicom.valuerep import DA, TM
 
 from service import codes
 from service.forms import Kind
-from service.results import identity
+from service.results import copied, identity
 from service.results.identity import Making, Name, code
 from service.results.keyobjects import key_slices, reference
 from service.types import Conclusion, Finding, Picture, ResultObject, SourceVolume
@@ -65,7 +65,7 @@ def captures(
 def _capture(
     making: Making, conclusion: Conclusion, source: SourceVolume | None, picture: Picture, shown: Sequence[Finding]
 ) -> ResultObject:
-    header = identity.complete_header((source.ordered[0] if source else making.study.series[0].instances[0]).header)
+    header = copied.complete_header((source.ordered[0] if source else making.study.series[0].instances[0]).header)
     name = Name(kind=Kind.SC, outcome=conclusion.outcome, part=1 + picture.finding)
     made = hd.sc.SCImage.from_ref_dataset(
         ref_dataset=header,

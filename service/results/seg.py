@@ -15,12 +15,12 @@ from pydicom.sr.codedict import codes as standard
 from service import codes
 from service.forms import Kind, SegForm
 from service.results import frames
+from service.results.copied import complete_headers
 from service.results.identity import (
     DISCLAIMER,
     Making,
     Name,
     code,
-    complete_headers,
     finish,
     label,
     series_of_ours,

@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from service import __version__, codes
 from service.forms import Kind
-from service.results import frames, groups, identity
+from service.results import copied, frames, groups, identity
 from service.results.identity import Making, Name, code
 from service.results.keyobjects import observer
 from service.results.seg import Segmented
@@ -76,7 +76,7 @@ def report(
     ResultObject
         A Comprehensive 3D SR instance (Explicit VR Little Endian), unverified.
     """
-    headers = identity.complete_headers(source) if source else [identity.complete_header(making.study.series[0].header)]
+    headers = copied.complete_headers(source) if source else [copied.complete_header(making.study.series[0].header)]
     comments = list(_comments(making, conclusion))
     findings = conclusion.findings
     placed = list(_groups(conclusion, headers, source, segmented, making)) if source else []

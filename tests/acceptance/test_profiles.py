@@ -18,8 +18,10 @@ from service.codes import LABEL_MAP_SEGMENTATION_STORAGE
 from service.demo.pacs import wait_for_port
 from service.demo.specimen import PATIENT_ID
 from service.forms import Profile
+from service.results.negotiate import RESULTS
 from tests.acceptance.conftest import Orthanc, Service
 from tests.acceptance.test_main_job import push, study_uid_of
+from tests.browser.pacs import WebPacs
 from tests.support import REPOSITORY, counterpart, free_port
 from tests.toys import bright_study
 
@@ -218,6 +220,21 @@ def test_probe_of_orthanc_proposes_what_it_shows(orthanc: Orthanc, tmp_path: Pat
     assert patients == {PATIENT_ID}
     modalities = {it["MainDicomTags"]["Modality"] for it in orthanc.get("/series?expand")}
     assert modalities >= {"CT", "SEG", "SR", "OT", "PR", "KO"}
+
+
+def test_probe_reads_back_what_it_sent(tmp_path: Path) -> None:
+    pacs = WebPacs(tmp_path / "pacs")
+    try:
+        web = f"http://127.0.0.1:{pacs.http_port}/dicom-web"
+        code, said = probe(tmp_path, pacs.port, "--send", "--wado", web, ae_title=pacs.ae_title)
+        assert code == 0, said
+        assert said.count("WADO-RS") == len(RESULTS)
+        assert "NOT" not in said
+        assert "changed" not in said
+        code, said = probe(tmp_path, pacs.port, "--send", "--wado", f"{web}-elsewhere", ae_title=pacs.ae_title)
+        assert said.count("NOT read") == len(RESULTS)
+    finally:
+        pacs.stop()
 
 
 def test_probe_without_leave_sends_nothing(orthanc: Orthanc, tmp_path: Path) -> None:

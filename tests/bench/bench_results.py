@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.forms import OUTLINES, Profile, SegForm, Wanted
-from service.results import identity, objects, seg, sr
+from service.results import copied, objects, seg, sr
 from service.results.proof import prove
 from service.types import Outcome
 from tests import phantoms
@@ -55,7 +55,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def test_each_form_beside_the_bare_constructor(phantom: Phantom) -> None:
-    headers = identity.complete_headers(phantom.source)
+    headers = copied.complete_headers(phantom.source)
     labels = np.zeros(SHAPE, np.uint8)
     for lesion in phantom.lesions:
         labels[lesion.box][lesion.mask] = lesion.number

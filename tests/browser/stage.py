@@ -55,7 +55,7 @@ def opened(folder: Path) -> Iterator[Stage]:
         counterpart(program)
     pacs = WebPacs(folder / "pacs")
     try:
-        with Site(files, pacs.port) as site, Viewer(site.address, folder / "browser") as browser:
+        with Site(files, pacs.http_port) as site, Viewer(site.address, folder / "browser") as browser:
             yield Stage(pacs=pacs, viewer=browser)
     finally:
         pacs.stop()

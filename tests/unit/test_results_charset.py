@@ -19,7 +19,7 @@ from pydicom.tag import Tag
 from service.analysis.frames import frames_of
 from service.analysis.select import select
 from service.forms import Kind, Wanted
-from service.results import charset, identity, objects, proof
+from service.results import charset, copied, objects, proof
 from service.results.charset import Declared, Unreadable
 from service.results.reading import Fault
 from tests import phantoms
@@ -344,7 +344,7 @@ def test_a_name_in_an_unknown_set_is_not_guessed(tmp_path: Path, terms: str) -> 
         f"the Specific Character Set '{terms}' is none that PS3.3 C.12.1.1.2 knows, "
         "and the patient's name is written in it"
     )
-    copy = identity.complete_header(header)
+    copy = copied.complete_header(header)
     assert "SpecificCharacterSet" not in copy
     assert (copy.PatientName, copy.ReferringPhysicianName, copy.get("StudyDescription")) == ("", "", None)
     assert (copy.PatientID, copy.AccessionNumber) == ("P-0001", "A-77")

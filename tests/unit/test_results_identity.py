@@ -15,7 +15,7 @@ from pydicom.tag import Tag
 
 from service import __version__
 from service.forms import Kind, SegForm
-from service.results import identity, seg, sr
+from service.results import copied, identity, seg, sr
 from service.results.identity import Name
 from service.types import Conclusion, Outcome, ResultObject
 from tests import phantoms
@@ -251,13 +251,13 @@ def _as_read(**values: str) -> Dataset:
 
 def test_values_that_the_standard_does_not_allow_become_empty() -> None:
     header = _as_read(PatientBirthDate="1970", PatientSex="W", StudyDate="20261399")
-    copy = identity.complete_header(header)
+    copy = copied.complete_header(header)
     assert (copy.PatientBirthDate, copy.PatientSex, copy.StudyDate) == ("", "", "")
     assert header.PatientSex == "W"
 
 
 def test_values_that_cannot_be_decoded_are_left_out() -> None:
-    copy = identity.complete_header(_as_read(Rows="?", PatientID="P-1"))  # a US of one byte
+    copy = copied.complete_header(_as_read(Rows="?", PatientID="P-1"))  # a US of one byte
     assert "Rows" not in copy
     assert copy.PatientID == "P-1"
 
