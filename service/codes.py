@@ -52,6 +52,7 @@ COMMENT: Final = Code("121106", "DCM", "Comment")
 LONG_AXIS: Final = Code("103339001", "SCT", "Long axis")
 SHORT_AXIS: Final = Code("103340004", "SCT", "Short axis")
 VOLUME: Final = Code("118565006", "SCT", "Volume")
+AREA: Final = Code("42798000", "SCT", "Area")
 MEAN: Final = Code("373098007", "SCT", "Mean")
 WIDTH: Final = Code("103355008", "SCT", "Width")  # CID 7470, as are these two
 HEIGHT: Final = Code("121207", "DCM", "Height")
@@ -136,6 +137,7 @@ def uid_name(uid: str) -> str:
 # --- DIMSE ----------------------------------------------------------------------------------------------------------
 
 SUCCESS: Final = 0x0000
+CLASS_NOT_SUPPORTED: Final = 0x0122
 WARNINGS: Final = frozenset({0xB000, 0xB006, 0xB007})  # stored, with a remark (PS3.4 Table B.2-1)
 STATUS_WORDS: Final = {
     0x0000: "Success",

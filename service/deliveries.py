@@ -76,11 +76,15 @@ class Deliveries(Overview):
             last_at = tx.execute(sa.select(STUDIES.c.last_at).where(STUDIES.c.study_uid == row.study_uid))
             return time.time() - float(last_at.scalar_one())
 
-    def replace_delivery(self, delivery_id: int, *, reason: str, in_its_place: Iterable[Delivery]) -> float:
+    def replace_delivery(
+        self, delivery_id: int, *, reason: str, withdrawn: Sequence[str], in_its_place: Iterable[Delivery]
+    ) -> float:
         """Remember that a destination does not accept an object, and queue what goes there instead, together.
 
         Parameters
         ----------
+        withdrawn
+            SOP Instance UIDs that do not go there either, as far as they are still waiting: they belong to it.
         in_its_place
             Their ``delivery_id`` is not looked at; what is queued or was sent already is not queued again.
 
@@ -90,16 +94,22 @@ class Deliveries(Overview):
             Seconds since the last instance of its study came.
         """
         with self._engine.begin() as tx:
-            study_uid = tx.scalar(sa.select(DELIVERIES.c.study_uid).where(DELIVERIES.c.delivery_id == delivery_id))
-            self._lock(tx, str(study_uid))
+            row = tx.execute(sa.select(DELIVERIES).where(DELIVERIES.c.delivery_id == delivery_id)).one()
+            study_uid = row.study_uid
+            self._lock(tx, study_uid)
+            together = sa.and_(
+                DELIVERIES.c.destination == row.destination,
+                DELIVERIES.c.sop_uid.in_(withdrawn),
+                DELIVERIES.c.state.in_((DeliveryState.QUEUED, DeliveryState.RETRYING)),
+            )
             tx.execute(
                 sa.update(DELIVERIES)
-                .where(DELIVERIES.c.delivery_id == delivery_id)
+                .where(sa.or_(DELIVERIES.c.delivery_id == delivery_id, together))
                 .values(state=DeliveryState.REPLACED, reason=reason, changed_at=time.time())
             )
             for delivery in in_its_place:
-                self._queue(tx, str(study_uid), delivery)
-            self._finish(tx, str(study_uid))
+                self._queue(tx, study_uid, delivery)
+            self._finish(tx, study_uid)
             last_at = tx.execute(sa.select(STUDIES.c.last_at).where(STUDIES.c.study_uid == study_uid))
             return time.time() - float(last_at.scalar_one())
 

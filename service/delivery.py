@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service import log, metrics
 from service.config import Destination
 from service.errors import DeliveryError, NotAccepted
+from service.forms import Kind
 from service.results import deliver
 from service.results.choice import choose, everything, stands_in
 from service.results.negotiate import Acceptance
@@ -28,6 +29,7 @@ class Attempt:
     error: DeliveryError | None
     next_at: float  # when the next one is due, if there is one; seconds since 1970
     in_its_place: tuple[FrozenObject, ...] = ()  # what goes there instead: the destination does not accept it
+    withdrawn: tuple[str, ...] = ()  # SOP Instance UIDs of its answer that do not go there with those
 
 
 def attempt(
@@ -52,45 +54,54 @@ def attempt(
     stopping
         Ends the wait for a peer that indexes slowly; what was sent is then looked for after the restart.
     """
-    instead: tuple[FrozenObject, ...] = ()
     try:
         if answer and acceptance and delivery.state != DeliveryState.SENT:
-            try:
-                refusal, instead = _instead(delivery, answer, destination, acceptance)
-            except DeliveryError as exc:
-                state = DeliveryState.RETRYING if exc.retry else DeliveryState.REFUSED
-                return _ended(delivery, destination, state, deliver.explain(exc), exc)
-            if refusal:
-                state = DeliveryState.REPLACED if instead else DeliveryState.REFUSED
-                return _ended(delivery, destination, state, refusal, None, instead)
+            made = _another_way(delivery, answer, destination, acceptance)
+            if made:
+                return made
         state, reason, error = _try(delivery, destination, store, our_ae_title=our_ae_title, stopping=stopping)
-        if acceptance and isinstance(error, NotAccepted) and state == DeliveryState.REFUSED:
-            acceptance.forget(destination)  # it did accept it: what it accepts now is asked at the next attempt
-            state = DeliveryState.RETRYING
+        itself = answer and next(it for it in answer.objects if it.sop_instance_uid == delivery.sop_instance_uid)
+        if itself and acceptance and isinstance(error, NotAccepted) and state == DeliveryState.REFUSED:
+            acceptance.refuse(destination, itself.sop_class_uid, itself.transfer_syntax_uid)
+            state = DeliveryState.RETRYING  # by the next best, at the next attempt
     except Exception as exc:  # not foreseen: it is tried again as if it had been
         log.failure("delivery.failed", exc, delivery_id=delivery.delivery_id, destination=delivery.destination)
         state, reason, error = DeliveryState.RETRYING, f"an internal error ({type(exc).__name__})", None
     return _ended(delivery, destination, state, reason, error)
 
 
-def _instead(
+def _another_way(
     delivery: Delivery, answer: FrozenAnswer, destination: Destination, acceptance: Acceptance
-) -> tuple[str, tuple[FrozenObject, ...]]:
-    """Why an object does not go to a destination, and what goes there in its place; empty, if it goes.
+) -> Attempt | None:
+    """How an attempt ends for an object that does not go to a destination; None if it goes.
 
-    What the profile does not want was queued under an earlier one, or stands in for another object: it goes.
+    An object that the profile does not want was queued under an earlier one, or stands in for another: it goes, as
+    long as it is accepted.
     """
+    uid = delivery.sop_instance_uid
+    try:
+        accepts = acceptance.of(destination)
+    except DeliveryError as exc:
+        state = DeliveryState.RETRYING if exc.retry else DeliveryState.REFUSED
+        return _ended(delivery, destination, state, deliver.explain(exc), exc)
+    itself = next(made for made in answer.objects if made.sop_instance_uid == uid)
     ideal = choose(answer, destination.profile, everything)
-    if delivery.sop_instance_uid not in {made.sop_instance_uid for made in ideal.objects}:
-        return "", ()
-    actual = choose(answer, destination.profile, acceptance.of(destination))
-    if delivery.sop_instance_uid in {made.sop_instance_uid for made in actual.objects}:
-        return "", ()
-    itself = next(made for made in ideal.objects if made.sop_instance_uid == delivery.sop_instance_uid)
+    actual = choose(answer, destination.profile, accepts)
+    chosen = {made.sop_instance_uid for made in actual.objects}
+    is_wanted = uid in {made.sop_instance_uid for made in ideal.objects}
+    if uid in chosen or (not is_wanted and accepts(itself.sop_class_uid, itself.transfer_syntax_uid)):
+        return None
     reason = "; ".join(actual.remarks) or "it refers to an object that is not accepted"
     if not stands_in(ideal, actual, itself):
-        return f"{reason}. Way out: allow it at the destination, or take it out of the profile", ()
-    return reason, actual.objects
+        way_out = "allow it at the destination, or take it out of the profile"
+        return _ended(delivery, destination, DeliveryState.REFUSED, f"{reason}. Way out: {way_out}", None)
+    # All that go together are chosen together: a report must not go without its segmentation.
+    withdrawn = [it.sop_instance_uid for it in answer.objects if it.kind in (Kind.SEG, Kind.SR)]
+    return replace(
+        _ended(delivery, destination, DeliveryState.REPLACED, reason, None),
+        in_its_place=actual.objects,
+        withdrawn=tuple(uid for uid in withdrawn if uid not in chosen),
+    )
 
 
 def _ended(
@@ -99,7 +110,6 @@ def _ended(
     state: DeliveryState,
     reason: str,
     error: DeliveryError | None,
-    in_its_place: tuple[FrozenObject, ...] = (),
 ) -> Attempt:
     """What follows from how an attempt ended; none follows for ever."""
     if time.time() - delivery.queued_at > destination.retry_hours * 3600:
@@ -108,7 +118,7 @@ def _ended(
         elif state in (DeliveryState.SENT, DeliveryState.QUEUED):
             state = DeliveryState.UNCONFIRMED
     next_at = time.time() + _PAUSES[min(delivery.attempts, len(_PAUSES) - 1)]
-    return Attempt(state=state, reason=reason, error=error, next_at=next_at, in_its_place=in_its_place)
+    return Attempt(state=state, reason=reason, error=error, next_at=next_at)
 
 
 def tell(delivery: Delivery, made: Attempt, *, seconds_since_last_slice: float) -> None:

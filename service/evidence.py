@@ -10,11 +10,15 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydicom.uid import ExplicitVRLittleEndian
+
+from service import log
 from service.files import sync_folder
-from service.forms import Kind
+from service.forms import Kind, SegForm
 from service.types import (
     Answer,
     Evidence,
@@ -31,8 +35,6 @@ from service.types import (
 )
 
 _ANSWERS = "answers.json"
-# What was frozen before there were forms had one of each kind.
-_OF_OLDER_VERSIONS = {"form": "", "part": 1, "base": "", "transfer_syntax_uid": "1.2.840.10008.1.2.1"}
 
 
 def folder_of(directory: Path, study_uid: str, revision: int) -> Path:
@@ -111,27 +113,43 @@ def answer_from(body: dict[str, Any]) -> FrozenAnswer:
         model=body["model"],
         outcome=Outcome(body["outcome"]),
         has_findings=bool(body["findings"]),
-        objects=tuple(
-            FrozenObject(**{**_OF_OLDER_VERSIONS, **made, "kind": Kind(made["kind"])}) for made in body["objects"]
-        ),
+        objects=tuple(_object_from(made) for made in body["objects"]),
     )
 
 
+def _object_from(made: dict[str, Any]) -> FrozenObject:
+    """An object; what was frozen before there were forms had one of each kind, and BINARY segmentations."""
+    kind = Kind(made["kind"])
+    usual = {
+        "form": SegForm().key if kind is Kind.SEG else "",
+        "part": 1,
+        "base": "",
+        "supersedes": "",
+        "transfer_syntax_uid": str(ExplicitVRLittleEndian),
+    }
+    return FrozenObject(**{**usual, **made, "kind": kind})
+
+
 def answer_of(folder: Path, sop_instance_uid: str) -> FrozenAnswer | None:
-    """The frozen answer that an object is of; None where the evidence is gone."""
+    """The frozen answer that an object is of; None where the evidence is gone or damaged: the object goes as it is."""
     try:
         answers = answers_in(folder)
-    except OSError:
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        log.failure("evidence.unreadable", exc, sop_instance_uid=sop_instance_uid)
         return None
     return next((it for it in answers if sop_instance_uid in {made.sop_instance_uid for made in it.objects}), None)
 
 
-def reports_of(directory: Path, study_uid: str, *, before: int) -> dict[str, list[Report]]:
-    """The reports that a study's earlier analyses made, by model."""
+def reports_of(directory: Path, study_uid: str, revisions: Iterable[int]) -> dict[str, list[Report]]:
+    """The reports that these analyses of a study made, by model; what is gone or damaged can't be named any more."""
     reports: dict[str, list[Report]] = {}
-    for revision in range(before):
-        folder = folder_of(directory, study_uid, revision)
-        for answer in answers_in(folder) if folder.exists() else ():
+    for revision in revisions:
+        try:
+            answers = answers_in(folder_of(directory, study_uid, revision))
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            log.failure("evidence.unreadable", exc, study_uid=study_uid, revision=revision)
+            continue
+        for answer in answers:
             reports.setdefault(answer.model, []).extend(
                 Report(
                     revision=revision,
@@ -178,6 +196,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
                 "sop_instance_uid": made.sop_instance_uid,
                 "series_instance_uid": made.series_instance_uid,
                 "base": made.base,
+                "supersedes": made.supersedes,
                 "file": object_name(answer, made),
             }
             for made in answer.objects

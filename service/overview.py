@@ -65,6 +65,12 @@ class Overview:
                 "deliveries": [dict(one._mapping) for one in deliveries],
             }
 
+    def answered_revisions(self, study_uid: str) -> list[int]:
+        """The revisions of a study whose answers were remembered and queued, in order."""
+        with self._engine.begin() as tx:
+            query = sa.select(ANSWERS.c.revision).where(ANSWERS.c.study_uid == study_uid).distinct()
+            return sorted(tx.scalars(query))
+
     def counts(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
         """Number of studies by state, and of deliveries by destination and state."""
         with self._engine.begin() as tx:

@@ -276,6 +276,7 @@ class _Draft:
         try:
             self.encode()
         except Exception as exc:
+            metrics.PROOF_FAILURES.labels(model=self.making.model.spec.name).inc()
             log.failure("answer.not_encoded", exc, study_uid=self.making.study.study_instance_uid)
             self.conclusion = replace(
                 self.conclusion, outcome=Outcome.FAILED, reason=f"{reason}; and its report could not be written"

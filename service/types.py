@@ -225,6 +225,7 @@ class ResultObject:
     series_instance_uid: str
     sop_instance_uid: str
     base: str  # the same for reports of one content, whichever report they supersede
+    supersedes: str = ""  # SOP Instance UIDs of the reports that this one names as its predecessors
     content: bytes  # a DICOM file (PS3.10)
 
 
@@ -280,6 +281,7 @@ class FrozenObject:
     series_instance_uid: str
     sop_instance_uid: str
     base: str
+    supersedes: str
     file: str  # its name in the evidence folder
 
 

@@ -224,7 +224,9 @@ def _analyse(parts: _Parts, study_uid: str, revision: int, priority: Priority, *
                 parts.scheduler,
                 progress=progress,
                 wanted=parts.config.wanted,
-                earlier=evidence.reports_of(parts.config.store.directory, study_uid, before=revision),
+                earlier=evidence.reports_of(
+                    parts.config.store.directory, study_uid, parts.store.answered_revisions(study_uid)
+                ),
                 last_try=last_try,
                 priority=priority,
                 cancelled=cancelled,
@@ -312,7 +314,7 @@ def delivery_step(delivery_id: int) -> None:
     parts = _here()
     delivery = parts.store.delivery(delivery_id)
     destination = parts.config.destination(delivery.destination)
-    if destination is None:
+    if destination is None or delivery.state is DeliveryState.REPLACED:
         return
     folder = delivery.path.parent
     made = attempt(
@@ -331,7 +333,9 @@ def delivery_step(delivery_id: int) -> None:
                 _queued(it, study_uid=delivery.study_instance_uid, destination=destination.name, folder=folder)
                 for it in made.in_its_place
             ]
-            waited = parts.store.replace_delivery(delivery_id, reason=made.reason, in_its_place=instead)
+            waited = parts.store.replace_delivery(
+                delivery_id, reason=made.reason, withdrawn=made.withdrawn, in_its_place=instead
+            )
         else:
             waited = parts.store.note_delivery(
                 delivery_id, made.state, reason=made.reason, tried=True, next_at=made.next_at

@@ -1,7 +1,7 @@
 """On which side of a paired organ a finding lies, where the images leave no doubt. Pure.
 
 A wrong side hurts more than none: it is said only where the middle of the body and the scanner's middle agree, and
-the whole body's width is in the images.
+the images and what is in them are as wide as a trunk: of a limb, or one side, there is no middle to go by.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from service.types import Point, SourceVolume
 
 _MARGIN_MM = 20.0  # nearer to the middle no side is said
 _LEAST_WIDTH_MM = 300.0  # of the images along the patient's left and right: a field of view of one side has less
+_LEAST_BODY_MM = 200.0  # of what is not air, without its outer tenths: a limb has less
 _STEP = 4  # voxels; of the body's middle a coarse look is enough
 _AIR_HU = -500.0
 
@@ -50,10 +51,12 @@ def side_of(source: SourceVolume, place: Point) -> Code | None:
 
 
 def _body_middle(source: SourceVolume) -> float | None:
-    """Median x of what is not air, LPS mm; None where there is nothing."""
+    """Median x of what is not air, LPS mm; None where that is nothing, or too narrow for a trunk."""
     values = source.volume.array[::_STEP, ::_STEP, ::_STEP]
     threshold = _AIR_HU if source.series.modality == "CT" else float(np.percentile(values, 99)) * 0.1
     inside = np.argwhere(values > threshold) * _STEP
     if not len(inside):
         return None
-    return float(np.median(source.volume.map_indices_to_reference(inside)[:, 0]))
+    across = np.asarray(source.volume.map_indices_to_reference(inside))[:, 0]
+    right, middle, left = np.percentile(across, (10, 50, 90))
+    return float(middle) if left - right >= _LEAST_BODY_MM else None

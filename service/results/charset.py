@@ -25,13 +25,10 @@ from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, PersonName
 UTF_8: Final = "ISO_IR 192"
 _SET: Final = Tag("SpecificCharacterSet")
 _STAND_ALONE: Final = {UTF_8: "utf-8", "GB18030": "gb18030", "GBK": "gbk"}  # PS3.3 Table C.12-5
-_WORDS: Final = {  # what no object of ours may lack where the sources have it
+_WORDS: Final = {  # by what an object of ours is known to be the patient's and the order's; other texts are left out
     "PatientName": "the patient's name",
     "PatientID": "the patient's ID",
-    "ReferringPhysicianName": "the referring physician's name",
     "AccessionNumber": "the accession number",
-    "StudyID": "the study's ID",
-    "StudyDescription": "the study's description",
 }
 
 

@@ -91,6 +91,7 @@ def preview(profile: Profile, accepts: Accepts) -> Choice:
             series_instance_uid="",
             sop_instance_uid=f"{kind} {form}",
             base="",
+            supersedes="",
             file="",
         )
         for kind, form, sop_class, syntax in kinds
@@ -121,15 +122,17 @@ def proposed(accepts: Accepts) -> Profile:
 
 def stands_in(ideal: Choice, actual: Choice, missing: FrozenObject) -> bool:
     """Whether something goes in the place of an object that is not accepted: then nobody has to act."""
-    if missing.kind not in (Kind.SEG, Kind.SR):
-        return False
+    kinds = {made.kind for made in actual.objects}
+    if missing.kind is Kind.SEG:
+        return bool(kinds & {Kind.SEG, Kind.SR, Kind.SC})
     wanted = {made.sop_instance_uid for made in ideal.objects}
-    return any(made.kind is Kind.SC or made.sop_instance_uid not in wanted for made in actual.objects)
+    reports = [it for it in actual.objects if it.kind is Kind.SR and it.sop_instance_uid not in wanted]
+    return missing.kind is Kind.SR and (Kind.SC in kinds or bool(reports))
 
 
 def _is_wanted(answer: FrozenAnswer, profile: Profile) -> bool:
-    """Whether such an answer goes there at all."""
-    if answer.has_findings or profile.negative_reports == "all":
+    """Whether such an answer goes there at all; one that supersedes another does, or that would stand."""
+    if answer.has_findings or profile.negative_reports == "all" or any(it.supersedes for it in answer.objects):
         return True
     return profile.negative_reports == "analysed" and answer.outcome in _LOOKED_AT
 

@@ -11,9 +11,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from service.codes import SUCCESS, WARNINGS, status_may_pass, status_word
+from service.codes import CLASS_NOT_SUPPORTED, SUCCESS, WARNINGS, status_may_pass, status_word
 from service.config import Destination
-from service.errors import DeliveryError, InstanceRefused
+from service.errors import DeliveryError, InstanceRefused, NotAccepted
 from service.results.association import answered, association_with, context_of
 from service.types import Delivery
 
@@ -59,6 +59,13 @@ def send(path: Path, sop_class_uid: str, destination: Destination, *, our_ae_tit
     with association_with(destination, our_ae_title, [context_of(sop_class_uid, syntax)]) as association:
         answer = answered(association.send_c_store(dataset), destination, f"C-STORE of {dataset.SOPInstanceUID}")
         status = int(answer.Status)
+    if status == CLASS_NOT_SUPPORTED:  # accepted in the association, and refused all the same
+        raise NotAccepted(
+            doing=f"storing {dataset.SOPInstanceUID} at {destination.name}",
+            found=f"status {status:04X}, {status_word(status)}",
+            rule="what is accepted in the association is stored (PS3.4 section B.2)",
+            way_out="allow this SOP class at the destination",
+        )
     if status in WARNINGS:
         return f"status {status:04X}, {status_word(status)}"
     if status != SUCCESS:

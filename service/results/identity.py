@@ -60,7 +60,7 @@ class Name:
     outcome: Outcome  # another outcome of the same sources is another object
     form: str = ""  # see `ResultObject`
     part: int = 1
-    predecessor: str = ""  # SOP Instance UID of the report that this one supersedes
+    supersedes: str = ""  # SOP Instance UIDs of the reports that this one names as its predecessors
 
 
 def series_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
@@ -71,7 +71,7 @@ def series_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
 
 def instance_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
     """SOP Instance UID."""
-    return codes.derive_uid(base_uid(making, source, name), name.form, str(name.part), name.predecessor)
+    return codes.derive_uid(base_uid(making, source, name), name.form, str(name.part), name.supersedes)
 
 
 def base_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
@@ -79,15 +79,16 @@ def base_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
     return codes.derive_uid(*_origin(making, source), name.kind, name.outcome)
 
 
-def predecessor(making: Making, base: str, form: str) -> Report | None:
-    """The last earlier report of another content than this base's: the one that a new report supersedes.
+def predecessors(making: Making, base: str, form: str) -> list[Report]:
+    """The last earlier report of another content than this base's, which a new report supersedes.
 
-    Of that analysis, the report of the same form, if there is one.
+    Of that analysis it is the report of the same form; if there is none, all: nobody knows here which of them a
+    destination has.
     """
     others = [report for report in making.earlier if report.base != base]
     last = max((report.revision for report in others), default=0)
     of_last = [report for report in others if report.revision == last]
-    return next((report for report in of_last if report.form == form), of_last[0] if of_last else None)
+    return [report for report in of_last if report.form == form] or of_last
 
 
 def tracking_uid(series: Series, model_name: str, channel: int, place: Point | None) -> str:
@@ -211,6 +212,7 @@ def finish(made: hd.SOPClass, making: Making, source: SourceVolume | None, heade
         sop_class_uid=str(made.SOPClassUID),
         transfer_syntax_uid=str(made.file_meta.TransferSyntaxUID),
         base=base_uid(making, source, name),
+        supersedes=name.supersedes,
         series_instance_uid=str(made.SeriesInstanceUID),
         sop_instance_uid=str(made.SOPInstanceUID),
         content=file.getvalue(),

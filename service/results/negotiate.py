@@ -23,7 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from service.codes import LABEL_MAP_SEGMENTATION_STORAGE
 from service.config import Destination
-from service.errors import NotAccepted
+from service.errors import InstanceRefused, NotAccepted
 from service.results.association import association_with, context_of
 
 RESULTS: tuple[tuple[str, str], ...] = (  # SOP class and transfer syntax of every object that we can write
@@ -105,11 +105,20 @@ class Acceptance:
             asked_at, accepted = self._known.get(destination.name, (-_FRESH_SECONDS, frozenset()))
         if time.monotonic() - asked_at >= _FRESH_SECONDS:
             accepted = self._ask(destination)
+            if not accepted:  # while it starts, or somebody edits its list; for good only when it lasts
+                raise InstanceRefused(
+                    doing=f"asking {destination.name} what it accepts",
+                    found="it accepts none of the objects that results can be",
+                    rule="a service is used in a presentation context that both sides accept (PS3.8 section 9.3.3)",
+                    way_out=f"allow these SOP classes there (overread probe {destination.name} names them)",
+                    retry=True,
+                )
             with self._lock:
                 self._known[destination.name] = (time.monotonic(), accepted)
         return lambda sop_class, syntax: (sop_class, syntax) in accepted
 
-    def forget(self, destination: Destination) -> None:
-        """Ask anew next time: it has just refused what it had accepted."""
+    def refuse(self, destination: Destination, sop_class: str, syntax: str) -> None:
+        """Remember that it has just refused what it had accepted; asked again, it may say as before."""
         with self._lock:
-            self._known.pop(destination.name, None)
+            asked_at, accepted = self._known.get(destination.name, (-_FRESH_SECONDS, frozenset()))
+            self._known[destination.name] = (asked_at, accepted - {(sop_class, syntax)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 from service import log
-from service.forms import OUTLINES, Wanted
+from service.forms import OUTLINES, Kind, Wanted
 from service.results import capture, keyobjects, presentation, secondary, seg, sheet, sr
 from service.results.identity import Making
 from service.types import Conclusion, Picture, ResultObject, SourceVolume
@@ -59,10 +61,22 @@ def objects_of(
         made.append(sr.report(making, conclusion, source=source, form=OUTLINES))
     else:
         made.append(sr.report(making, conclusion, source=source))
-    if pictures and pictures[0].finding == 0:
-        made += secondary.captures(making, conclusion, source, pictures[0], pictures[1:] if wanted.captures else ())
-    if source and conclusion.findings and wanted.gsps:
-        made += presentation.presentation(making, conclusion, source)
-    if source and conclusion.findings and wanted.ko:
-        made.append(keyobjects.key_objects(making, conclusion, source))
+    for kind, make in _beside(making, conclusion, source, wanted, pictures):
+        try:
+            made += make()
+        except Exception as exc:  # findings are not lost for what only shows them
+            log.failure("object.failed", exc, study_uid=making.study.study_instance_uid, kind=kind)
     return tuple(made)
+
+
+def _beside(
+    making: Making, conclusion: Conclusion, source: SourceVolume | None, wanted: Wanted, pictures: tuple[Picture, ...]
+) -> Iterator[tuple[Kind, Callable[[], Iterable[ResultObject]]]]:
+    """What shows an answer beside segmentations and reports."""
+    if pictures and pictures[0].finding == 0:
+        shown = pictures[1:] if wanted.captures else ()
+        yield Kind.SC, lambda: secondary.captures(making, conclusion, source, pictures[0], shown)
+    if source and conclusion.findings and wanted.gsps:
+        yield Kind.PR, lambda: presentation.presentation(making, conclusion, source)
+    if source and conclusion.findings and wanted.ko:
+        yield Kind.KO, lambda: [keyobjects.key_objects(making, conclusion, source)]

@@ -15,7 +15,7 @@ from service import codes
 from service.errors import EncodingError
 from service.forms import Kind
 from service.results import charset, proof_pictures
-from service.results.identity import Making, device_uid
+from service.results.identity import Making, device_uid, predecessors
 from service.results.proof_report import prove_report
 from service.results.proof_segments import Seen, all_lesions_once, prove_segmentation
 from service.results.reading import Fault, described_segments, items, references
@@ -70,6 +70,8 @@ def prove(
             dataset = dcmread(io.BytesIO(made.content))
             _prove_identity(dataset, made, header, known)
             _prove_maker(dataset, making)
+            if made.kind is Kind.SR:
+                _prove_predecessors(dataset, made, making)
             for lack in missing(dataset):
                 raise Fault(lack, "an object has what its IOD requires (PS3.3 Annex A)")
             match made.kind:
@@ -139,6 +141,14 @@ def _prove_maker(dataset: Dataset, making: Making) -> None:
     for concept, wanted in ((codes.ALGORITHM_NAME, spec.name), (codes.ALGORITHM_VERSION, spec.version)):
         if {str(item.TextValue) for item in items(dataset, concept.value)} - {wanted}:
             raise Fault(f"another {concept.meaning} in a group", "a model is named alike wherever it stands (TID 4019)")
+
+
+def _prove_predecessors(dataset: Dataset, made: ResultObject, making: Making) -> None:
+    """The reports that it supersedes, and no other (PS3.3 C.17.2)."""
+    named = sorted(uid for study in dataset.get("PredecessorDocumentsSequence", ()) for uid in references(study))
+    wanted = sorted(report.sop_instance_uid for report in predecessors(making, made.base, made.form))
+    if named != wanted:
+        raise Fault(f"{len(named)} predecessors where there are {len(wanted)}", "a report names what it supersedes")
 
 
 def _shown(made: ResultObject, pictures: Sequence[Picture]) -> Picture:

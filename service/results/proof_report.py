@@ -6,11 +6,12 @@ Places are read as any reader would: coordinates on an image, brought into patie
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import compress, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from scipy import ndimage
 
 from service import codes
 from service.results.places import corners, in_space, key_image, off_by, place_of
@@ -117,13 +118,20 @@ def _prove_lesion(
 ) -> None:
     """Its numbers, its segment or its outlines, and its key slice."""
     inside = {name(item): item for group in groups for item in group.ContentSequence}
-    for concept, value in (
+    area = float(finding.mask[finding.key_slice - finding.box[0].start].sum())
+    numbers = [
         (codes.VOLUME, finding.volume_ml),
+        (codes.CERTAINTY, finding.probability * 100),
         (codes.LONG_AXIS, finding.long_axis_mm),
         (codes.SHORT_AXIS, finding.short_axis_mm),
-        (codes.CERTAINTY, finding.probability * 100),
-    ):
+        (codes.AREA, area * float(source.volume.spacing[1]) * float(source.volume.spacing[2])),
+    ]
+    if codes.ATTENUATION.value in inside:
+        numbers.append((codes.ATTENUATION, finding.mean))
+    for concept, value in numbers:
         _prove_number(inside, concept, value, finding)
+    if sum(item.ValueType == "NUM" for group in groups for item in group.ContentSequence) != len(numbers):
+        raise Fault(f"finding {finding.number} with other numbers", "each number is said once (TID 1411, 1410)")
     of_volume = [any(name(item) == codes.VOLUME.value for item in group.ContentSequence) for group in groups]
     if _REFERENCED_SEGMENT in inside:
         segment = inside[_REFERENCED_SEGMENT].ReferencedSOPSequence[0]
@@ -135,10 +143,31 @@ def _prove_lesion(
     else:
         for group in compress(groups, of_volume):
             _prove_outlines(list(items(group, _IMAGE_REGION)), finding, source)
-    on_key_slice = compress(groups, (not it for it in of_volume))
+    on_key_slice = list(compress(groups, (not it for it in of_volume)))
     regions = [item for group in on_key_slice for item in items(group, _IMAGE_REGION)]
     if not regions or any(place_of(region) != key_image(finding, source) for region in regions):
         raise Fault(f"finding {finding.number} on another slice", "its outline is on the key slice (TID 1410)")
+    for group in on_key_slice:
+        _prove_drawn(group, finding, source)
+
+
+def _prove_drawn(group: Dataset, finding: Lesion, source: SourceVolume) -> None:
+    """What is drawn on the key slice: an axis from end to end beside its length, else the border of the lesion."""
+    (region,) = items(group, _IMAGE_REGION)
+    points = np.reshape(np.array(region.GraphicData, float), (-1, 2))
+    measured = {name(item) for item in group.ContentSequence}
+    axes = {codes.LONG_AXIS.value: finding.long_axis, codes.SHORT_AXIS.value: finding.short_axis}
+    for concept, line in axes.items():
+        if concept in measured:
+            wanted = np.asarray(source.volume.map_indices_to_reference(np.array(line)), np.float64)
+            seen = in_space(points, source, finding.key_slice)
+            if seen.shape != wanted.shape or not off_by(seen, wanted, source) <= PLACE_TOLERANCE_MM:
+                raise Fault(f"finding {finding.number} with an axis drawn elsewhere", "an axis is what it measures")
+            return
+    area = finding.mask[finding.key_slice - finding.box[0].start]
+    _prove_border([points], area, finding, finding.key_slice)
+    if not (points[0] == points[-1]).all():
+        raise Fault(f"finding {finding.number} with an open outline", "an outline is closed (PS3.3 C.18.6)")
 
 
 def _prove_outlines(regions: Sequence[Dataset], finding: Lesion, source: SourceVolume) -> None:
@@ -148,16 +177,34 @@ def _prove_outlines(regions: Sequence[Dataset], finding: Lesion, source: SourceV
     for region in regions:
         points = np.reshape(np.array(region.GraphicData, float), (-1, 2))
         drawn.setdefault(slices[place_of(region)], []).append(points)
-    corner = np.array([finding.box[2].start, finding.box[1].start])
     wanted = {finding.box[0].start + n: area for n, area in enumerate(finding.mask) if area.any()}
     if drawn.keys() != wanted.keys():
         raise Fault(f"finding {finding.number} drawn on {len(drawn)} slices", f"it is on {len(wanted)} (TID 1411)")
     for index, area in wanted.items():
-        points = np.concatenate(drawn[index])
-        rows, columns = np.nonzero(area)
-        low, high = np.array([columns.min(), rows.min()]) + corner, np.array([columns.max(), rows.max()]) + corner + 1
-        if np.abs(points.min(axis=0) - low).max() > 0.01 or np.abs(points.max(axis=0) - high).max() > 0.01:
-            raise Fault(f"finding {finding.number} drawn elsewhere on slice {index + 1}", "outlines are its borders")
+        _prove_border(drawn[index], area, finding, index)
+
+
+def _prove_border(borders: Sequence[NDArray[np.float64]], area: NDArray[np.bool_], finding: Lesion, index: int) -> None:
+    """Outlines enclose a lesion's pixels on a slice, with their holes, and no others; one alone, a part of them."""
+    corner = np.array([finding.box[2].start, finding.box[1].start])
+    enclosed = [_enclosed(border - corner, area.shape) for border in borders]
+    labels, _ = ndimage.label(area)
+    parts = np.isin(labels, np.unique(labels[np.logical_or.reduce(enclosed) & area])) if len(borders) == 1 else area
+    if not parts.any() or (np.logical_or.reduce(enclosed) != ndimage.binary_fill_holes(parts)).any():
+        raise Fault(f"finding {finding.number} drawn elsewhere on slice {index + 1}", "outlines are its borders")
+
+
+def _enclosed(points: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """bool [rows, columns]: the pixels inside a closed line (column, row) along pixels' edges; none, if it is none."""
+    rows, columns = shape
+    flips = np.zeros((rows, columns + 1), bool)
+    corners = np.rint(points).astype(int)
+    along_edges = np.abs(points - corners).max() < 0.01 and (np.diff(corners, axis=0) == 0).any(axis=1).all()
+    if not along_edges or (corners < 0).any() or (corners > (columns, rows)).any():
+        return flips[:, :-1]
+    for (x, y0), (_, y1) in pairwise(corners):  # where it runs along a column, inside and outside change
+        flips[min(y0, y1) : max(y0, y1), x] ^= True
+    return np.asarray(np.logical_xor.accumulate(flips, axis=1)[:, :-1])
 
 
 def _prove_mark(groups: Sequence[Dataset], finding: Mark, source: SourceVolume) -> None:

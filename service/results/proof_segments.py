@@ -34,7 +34,7 @@ class _Segment:
 
     item: Dataset  # its item of the Segment Sequence
     points: NDArray[np.float64]  # [voxels, 3] their centres, LPS mm
-    peak: float  # greatest value, 0..1; 1 where values are no fractions
+    values: NDArray[np.float64]  # [voxels] 0..1; 1 where values are no fractions
     voxel_ml: float
 
 
@@ -73,11 +73,30 @@ def prove_segmentation(dataset: Dataset, source: SourceVolume, lesions: Sequence
                 )
         volume = sum(lesion.volume_ml for lesion in inside)
         same_number(f"volume of {name}", len(segment.points) * segment.voxel_ml, volume, VOLUME_TOLERANCE)
-        if dataset.SegmentationType == "FRACTIONAL":
-            probability = max(lesion.probability for lesion in inside)
-            if abs(segment.peak - probability) > 1 / dataset.MaximumFractionalValue:
-                raise Fault(f"{name} with a greatest probability of {segment.peak:.3f}", "it is the finding's")
+        step = 1 / dataset.MaximumFractionalValue if dataset.SegmentationType == "FRACTIONAL" else 0.0
+        _prove_voxels(name, segment, inside, source, step)
     return held
+
+
+def _prove_voxels(name: str, segment: _Segment, lesions: Sequence[Lesion], source: SourceVolume, step: float) -> None:
+    """A segment has its lesions' voxels and no other; a fractional one, the model's probability in each.
+
+    Parameters
+    ----------
+    step
+        Of the fractions that can be written; 0 where they are none.
+    """
+    wanted = np.zeros(source.volume.spatial_shape, np.float32)
+    for lesion in lesions:
+        wanted[lesion.box][lesion.mask] = np.clip(lesion.likelihood[lesion.mask], step, 1) if step else 1
+    exact = np.asarray(source.volume.map_reference_to_indices(segment.points), np.float64)
+    indices = np.rint(exact).astype(int)
+    if (indices < 0).any() or (indices >= wanted.shape).any():
+        raise Fault(f"{name} reaches beyond its source", "a segment has its finding's voxels")
+    seen = np.zeros(wanted.shape, np.float32)
+    seen[tuple(indices.T)] = segment.values
+    if ((seen > 0) != (wanted > 0)).any() or np.abs(seen - wanted).max() > step + 1e-6:
+        raise Fault(f"{name} with other voxels", "a segment has its finding's voxels")
 
 
 def all_lesions_once(segmentations: Iterable[Seen], lesions: Sequence[Lesion]) -> None:
@@ -151,7 +170,7 @@ def _segments(dataset: Dataset, source: SourceVolume) -> dict[int, _Segment]:
     images = {(it.sop_instance_uid, it.frame): it.header.ImagePositionPatient for it in source.ordered}
     is_labelmap = dataset.SOPClassUID == LABEL_MAP_SEGMENTATION_STORAGE
     points: dict[int, list[NDArray[np.float64]]] = {}
-    peaks: dict[int, float] = {}
+    values_of: dict[int, list[NDArray[np.float64]]] = {}
     positions = []
     read = _frames(dataset)
     for index, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
@@ -165,10 +184,11 @@ def _segments(dataset: Dataset, source: SourceVolume) -> dict[int, _Segment]:
             found = values[rows, columns]
             for number in np.unique(found):
                 points.setdefault(int(number), []).append(places[found == number])
+                values_of.setdefault(int(number), []).append(np.ones(int((found == number).sum())))
             continue
         number = int(macro(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
         points.setdefault(number, []).append(places)
-        peaks[number] = max(peaks.get(number, 0.0), float(values.max()) / dataset.get("MaximumFractionalValue", 1))
+        values_of.setdefault(number, []).append(values[rows, columns] / dataset.get("MaximumFractionalValue", 1))
     spacing = float(measures.SpacingBetweenSlices)
     _prove_spacing(np.array(positions), np.cross(cosines[:3], cosines[3:]), spacing)
     described = {int(item.SegmentNumber): item for item in described_segments(dataset)}
@@ -178,7 +198,7 @@ def _segments(dataset: Dataset, source: SourceVolume) -> dict[int, _Segment]:
         number: _Segment(
             item=item,
             points=np.concatenate(points.get(number, [np.empty((0, 3))])),
-            peak=peaks.get(number, 1.0),
+            values=np.concatenate(values_of.get(number, [np.empty(0)])),
             voxel_ml=row_spacing * column_spacing * spacing / 1000,
         )
         for number, item in described.items()

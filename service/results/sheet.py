@@ -237,7 +237,7 @@ def written(
     if len(set_) > lines:
         last, end = set_[lines - 1], plain.split()[-1]
         rest = f"... {end}" if end.isdigit() else "..."  # a finding's number is never cut off
-        while draw.textlength(last + rest, font(height)) > width:
+        while last and draw.textlength(last + rest, font(height)) > width:
             last = last[:-1]
         set_ = [*set_[: lines - 1], last + rest]
     for number, line in enumerate(set_):

@@ -19,7 +19,7 @@ from service import __version__, codes
 from service.forms import Kind
 from service.results import copied, frames, groups, identity
 from service.results.identity import Making, Name, code
-from service.results.keyobjects import observer
+from service.results.keyobjects import observer, once
 from service.results.seg import Segmented
 from service.types import Conclusion, Judgement, Lesion, Mark, Outcome, Report, ResultObject, SourceVolume
 
@@ -99,13 +99,9 @@ def report(
     root.ContentSequence.append(_evaluations(conclusion, judged, comments))
 
     base = identity.base_uid(making, source, Name(kind=Kind.SR, outcome=conclusion.outcome, form=form))
-    earlier = identity.predecessor(making, base, form)
-    name = Name(
-        kind=Kind.SR,
-        outcome=conclusion.outcome,
-        form=form,
-        predecessor=earlier.sop_instance_uid if earlier else "",
-    )
+    earlier = identity.predecessors(making, base, form)
+    superseded = " ".join(report.sop_instance_uid for report in earlier)
+    name = Name(kind=Kind.SR, outcome=conclusion.outcome, form=form, supersedes=superseded)
     evidence = [*headers, *(_reference(it.object, making) for it in segmented)]
     real_class = headers[0].SOPClassUID
     if not source:
@@ -115,7 +111,7 @@ def report(
         evidence=evidence,
         content=root,
         is_complete=not conclusion.dropped and conclusion.outcome not in (Outcome.FAILED, Outcome.PARTIAL),
-        previous_versions=[_reference(earlier, making)] if earlier else None,
+        previous_versions=[_reference(report, making) for report in earlier] or None,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **identity.series_of_ours(making, source, name),
     )
@@ -205,7 +201,7 @@ def _image_library(headers: Sequence[Dataset]) -> sr.ContentSequence:
             referenced_sop_instance_uid=header.SOPInstanceUID,
             relationship_type=_CONTAINS,
         )
-        for header in headers
+        for header in once(headers)
     )
     library = sr.ContainerContentItem(name=standard.DCM.ImageLibrary, relationship_type=_CONTAINS)
     library.ContentSequence = sr.ContentSequence([group])

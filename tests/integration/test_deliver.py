@@ -410,9 +410,19 @@ def test_what_a_peer_accepts_is_asked_once_until_it_refuses_it() -> None:
     assert acceptance.of(destination)("1.2", "1.3")
     assert not acceptance.of(destination)("1.2", "1.4")
     assert asked == ["pacs"]
-    acceptance.forget(destination)
-    acceptance.of(destination)
-    assert asked == ["pacs", "pacs"]
+    acceptance.refuse(destination, "1.2", "1.3")
+    assert not acceptance.of(destination)("1.2", "1.3")
+    assert asked == ["pacs"]
+
+
+def test_a_peer_that_accepts_nothing_now_is_asked_again() -> None:
+    answers = [frozenset[tuple[str, str]](), frozenset({("1.2", "1.3")})]
+    acceptance, destination = Acceptance(lambda _: answers.pop(0)), _destination(1)
+    with pytest.raises(InstanceRefused) as caught:
+        acceptance.of(destination)
+    assert caught.value.retry is True
+    _whole(caught.value)
+    assert acceptance.of(destination)("1.2", "1.3")
 
 
 # --- DCMTK ----------------------------------------------------------------------------------------------------------

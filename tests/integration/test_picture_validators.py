@@ -21,14 +21,13 @@ from service.results import keyobjects, presentation, secondary, sheet
 from service.spec import FindingClass
 from service.types import Conclusion, Exclusion, Outcome
 from tests import phantoms
-from tests.integration.validators import pixelmed, said
+from tests.integration.validators import dciodvfy, pixelmed, said
 from tests.phantoms import Phantom
 from tests.unit.test_results_identity import conclusion_of
 from tests.unit.test_results_keyobjects import multi_frame
 from tests.unit.test_results_presentation import states_of
 from tests.unit.test_results_secondary import captures_of
 
-IODS = ("SCImage", "KeyObjectSelectionDocument", "GrayscaleSoftcopyPresentationState")
 KINDS: dict[str, Callable[[Phantom], Phantom]] = {
     "lesions": lambda phantom: phantom,
     "classes": phantoms.with_two_classes,
@@ -38,13 +37,6 @@ KINDS: dict[str, Callable[[Phantom], Phantom]] = {
 }
 SOURCES = [f"{kind}-{modality}" for kind in KINDS for modality in ("CT", "MR")]
 SHEETS = [outcome.name for outcome in Outcome]
-
-
-def dciodvfy(path: Path) -> list[str]:
-    """The errors that dciodvfy finds in a picture, a key object selection or a presentation state."""
-    words = said("dciodvfy", path)
-    assert any(line in IODS for line in words.splitlines()), words  # it was read
-    return [line for line in words.splitlines() if line.startswith(("Error", "Abort"))]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -42,6 +43,7 @@ def made(kind: Kind, form: str = "", part: int = 1) -> FrozenObject:
         series_instance_uid="1.2",
         sop_instance_uid=f"{kind}.{form}.{part}",
         base="",
+        supersedes="",
         file="",
     )
 
@@ -185,3 +187,16 @@ def test_the_proposed_profile_is_what_is_accepted(accepts: Accepts, profile: Pro
     chosen = preview(profile, accepts)
     assert chosen.remarks == ()
     assert bool(chosen.objects) == (profile != Profile(seg="none", sr=False))
+
+
+def test_an_answer_that_supersedes_another_goes_wherever_that_may_be() -> None:
+    """Else the finding that is no more would stand there as the last word."""
+    (report, sheet) = NOTHING.objects
+    answer = replace(NOTHING, objects=(replace(report, supersedes="1.2.3"), sheet))
+    assert names(choose(answer, Profile(negative_reports="none"), everything)) == ["SR..1"]
+
+
+def test_outlines_stand_in_for_segments_of_classes() -> None:
+    profile = Profile(segments="class")
+    ideal, actual = choose(LESIONS, profile, everything), choose(LESIONS, profile, only(SR))
+    assert stands_in(ideal, actual, ideal.objects[0])

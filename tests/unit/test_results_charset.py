@@ -369,7 +369,7 @@ def test_an_escape_sequence_in_an_unknown_set_is_not_ascii(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("keyword", "words"), [("StudyDescription", "the study's description"), ("PatientID", "the patient's ID")]
+    ("keyword", "words"), [("AccessionNumber", "the accession number"), ("PatientID", "the patient's ID")]
 )
 def test_the_reason_names_what_can_not_be_read_and_not_its_value(tmp_path: Path, keyword: str, words: str) -> None:
     def edit(dataset: Dataset, _: int) -> None:
@@ -379,6 +379,18 @@ def test_the_reason_names_what_can_not_be_read_and_not_its_value(tmp_path: Path,
     reason = charset.unreadable(phantoms.make(tmp_path, edit=edit).source.ordered[0].header)
     assert reason.endswith(f"and {words} is written in it")
     assert "Geheim" not in reason
+
+
+def test_a_description_that_can_not_be_read_is_left_out_and_no_reason(tmp_path: Path) -> None:
+    def edit(dataset: Dataset, _: int) -> None:
+        dataset.SpecificCharacterSet = "WHATEVER"
+        dataset[Tag("StudyDescription")] = text_of("StudyDescription", b"Geheim\xe9")
+
+    phantom = phantoms.make(tmp_path, edit=edit)
+    assert charset.unreadable(phantom.source.ordered[0].header) == ""
+    for dataset in objects_with(phantom, "Size"):
+        assert "StudyDescription" not in dataset
+        assert str(dataset.PatientName) == "Phantom^Test"
 
 
 # --- The proof ------------------------------------------------------------------------------------------------------

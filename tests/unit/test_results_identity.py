@@ -84,7 +84,7 @@ def test_uids_differ_where_the_making_differs_and_only_there(tmp_path: Path) -> 
         *(Name(kind=kind, outcome=found) for kind in Kind),
         Name(kind=Kind.SEG, outcome=found, form="binary"),
         Name(kind=Kind.SEG, outcome=found, form="binary", part=2),
-        Name(kind=Kind.SR, outcome=found, predecessor="1.2.3"),
+        Name(kind=Kind.SR, outcome=found, supersedes="1.2.3"),
         Name(kind=Kind.SR, outcome=Outcome.FAILED),  # a report that says something else is another object
     ]
     uids = {identity.instance_uid(each, source, name) for each in (making, *others) for name in names}

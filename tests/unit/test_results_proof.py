@@ -266,6 +266,49 @@ def _sure(dataset: Dataset) -> None:
     _number(dataset, "111012").NumericValue = 99
 
 
+def _colder(dataset: Dataset) -> None:
+    _number(dataset, "112031").NumericValue = 12
+
+
+def _smaller_area(dataset: Dataset) -> None:
+    value = _number(dataset, "42798000")
+    value.NumericValue = float(value.NumericValue) * 0.9
+
+
+def _said_more(dataset: Dataset) -> None:
+    """A second length, beside the outline."""
+    groups = list(items(dataset, "125007"))
+    groups[1].ContentSequence.append(next(items(groups[2], "103339001")))
+
+
+def _mirrored_outline(region: list[float]) -> list[float]:
+    """Columns and rows of the outline mirrored about its middle: it fits into the same box."""
+    points = np.reshape(region, (-1, 2))
+    return list((points.min(axis=0) + points.max(axis=0) - points + (1, 0)).ravel())
+
+
+def _turned_outline(region: list[float]) -> list[float]:
+    return list(np.reshape(region, (-1, 2))[:, ::-1].ravel())
+
+
+def _a_predecessor(dataset: Dataset) -> None:
+    """It says that it supersedes what it does not."""
+    dataset.PredecessorDocumentsSequence = dataset.CurrentRequestedProcedureEvidenceSequence
+
+
+def _other_voxels(dataset: Dataset) -> None:
+    """On one slice, a voxel at the top and one at the bottom each move inwards: centroid, box and count stay."""
+    shape = (-1, dataset.Rows, dataset.Columns)
+    bits = np.unpackbits(np.frombuffer(dataset.PixelData, np.uint8), bitorder="little")
+    frames = bits[: dataset.NumberOfFrames * dataset.Rows * dataset.Columns].reshape(shape).copy()
+    rows, columns = np.nonzero(frames[1])
+    top, bottom = int(np.argmin(rows)), int(np.argmax(rows))
+    for end, step in ((top, 1), (bottom, -1)):
+        frames[1][rows[end], columns[end]] = 0
+        frames[1][rows[end] + step, columns[end] - 3 * step] = 1
+    dataset.PixelData = np.packbits(frames.ravel(), bitorder="little").tobytes()
+
+
 def _no_number(dataset: Dataset) -> None:
     _number(dataset, "111012").NumericValue = "NaN"
 
@@ -368,6 +411,7 @@ def _denied(dataset: Dataset) -> None:
         (_other_type, "SegmentedPropertyTypeCodeSequence of segment 1 is 108369006 SCT and not 52988006 SCT"),
         (_other_category, "SegmentedPropertyCategoryCodeSequence of segment 1"),
         (_other_region, "AnatomicRegionSequence of segment 2"),
+        (_other_voxels, "segment 1 with other voxels"),
     ],
 )
 def test_faults_of_a_segmentation_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:
@@ -397,6 +441,16 @@ def test_faults_of_a_segmentation_are_caught(phantom: Phantom, fault: Fault, fou
         (_other_finding_category, "Finding category of finding 1"),
         (_other_site, "Finding Site of finding 1"),
         (_sure, "Certainty of Finding of finding 1 is 99 and not 85"),
+        (_colder, "Attenuation Coefficient of finding 1 is 12"),
+        (_smaller_area, "Area of finding 1"),
+        (_said_more, "finding 1 with other numbers"),
+        (_drawn(0, _mirrored_outline), "finding 1 drawn elsewhere"),
+        (_drawn(0, _turned_outline), "finding 1 drawn elsewhere"),
+        (_drawn(0, lambda d: [x + 1 for x in d]), "finding 1 drawn elsewhere"),
+        (_drawn(0, lambda d: [x + 0.5 for x in d]), "finding 1 drawn elsewhere"),
+        (_drawn(1, lambda d: [x + 1 for x in d]), "an axis drawn elsewhere"),
+        (_drawn(2, lambda d: d[::-1]), "an axis drawn elsewhere"),
+        (_a_predecessor, "predecessors where there are 0"),
     ],
 )
 def test_faults_of_a_report_are_caught(phantom: Phantom, fault: Fault, found: str) -> None:

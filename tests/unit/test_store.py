@@ -361,6 +361,29 @@ def test_studies_are_listed_the_latest_first_page_by_page(store: Store) -> None:
     store.ping()
 
 
+def test_what_is_replaced_is_replaced_together(store: Store) -> None:
+    """A report must not go without its segmentation; what was sent, and what goes elsewhere, stays as it is."""
+    numbers = _answered(store, *(_delivery(uid) for uid in ("9.1", "9.2", "9.3")), _delivery("9.1", "other"))
+    store.note_delivery(numbers[2], DeliveryState.SENT)
+    waited = store.replace_delivery(
+        numbers[0],
+        reason="not accepted",
+        withdrawn=("9.1", "9.2", "9.3"),
+        in_its_place=[_delivery("9.4"), _delivery("9.3")],
+    )
+    assert waited > 0
+    rows = {(one["sop_uid"], one["destination"]): (one["state"], one["reason"]) for one in _row(store)["deliveries"]}
+    assert rows == {
+        ("9.1", "pacs"): ("replaced", "not accepted"),
+        ("9.2", "pacs"): ("replaced", "not accepted"),
+        ("9.3", "pacs"): ("sent", ""),
+        ("9.4", "pacs"): ("queued", ""),
+        ("9.1", "other"): ("queued", ""),
+    }
+    assert store.answered_revisions(STUDY) == [0]
+    assert {delivery for delivery, _, _ in store.due_deliveries(now=1e12, lease_seconds=1)}.isdisjoint(numbers[:2])
+
+
 def test_a_database_that_is_away_is_told(tmp_path: Path) -> None:
     store = Store(database_url(tmp_path / "nowhere", ""))
     with pytest.raises(sa.exc.OperationalError):
