@@ -86,13 +86,19 @@ def _prove_voxels(name: str, segment: _Segment, lesions: Sequence[Lesion], sourc
     step
         Of the fractions that can be written; 0 where they are none.
     """
-    wanted = np.zeros(source.volume.spatial_shape, np.float32)
+    low = np.min([[side.start for side in lesion.box] for lesion in lesions], axis=0)
+    high = np.max([[side.stop for side in lesion.box] for lesion in lesions], axis=0)
+    wanted = np.zeros(high - low, np.float32)
     for lesion in lesions:
-        wanted[lesion.box][lesion.mask] = np.clip(lesion.likelihood[lesion.mask], step, 1) if step else 1
+        slices, rows, columns = (
+            slice(side.start - at, side.stop - at) for side, at in zip(lesion.box, low, strict=True)
+        )
+        values = np.clip(lesion.likelihood[lesion.mask], step, 1) if step else 1
+        wanted[slices, rows, columns][lesion.mask] = values
     exact = np.asarray(source.volume.map_reference_to_indices(segment.points), np.float64)
-    indices = np.rint(exact).astype(int)
+    indices = np.rint(exact).astype(int) - low
     if (indices < 0).any() or (indices >= wanted.shape).any():
-        raise Fault(f"{name} reaches beyond its source", "a segment has its finding's voxels")
+        raise Fault(f"{name} reaches beyond its findings", "a segment has its finding's voxels")
     seen = np.zeros(wanted.shape, np.float32)
     seen[tuple(indices.T)] = segment.values
     if ((seen > 0) != (wanted > 0)).any() or np.abs(seen - wanted).max() > step + 1e-6:

@@ -64,7 +64,8 @@ def test_each_form_beside_the_bare_constructor(phantom: Phantom) -> None:
         made = seg.segmentations(phantom.source, phantom.lesions, phantom.making, form, outcome=Outcome.FINDINGS)
         bare_bytes = io.BytesIO()
 
-        described = [seg._description(part, n, phantom.making) for n, part in enumerate(made[0].segments, start=1)]
+        segments = [segment for part in made for segment in part.segments]
+        described = [seg._description(segment, n, phantom.making) for n, segment in enumerate(segments, start=1)]
 
         def bare(
             form: SegForm = form,

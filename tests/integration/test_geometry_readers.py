@@ -204,13 +204,14 @@ def _regions_by_highdicom(made: Made) -> list[Region]:
     for volumetric in content.get_volumetric_roi_measurement_groups():
         uid = str(volumetric.tracking_uid)
         planar = content.get_planar_roi_measurement_groups(tracking_uid=uid)
-        values = [group.get_measurements()[0].value for group in planar]
+        # The outline, the two axes with their lengths, and the outline again with its area.
+        values = [measured.value for group in planar for measured in group.get_measurements()]
         points = [np.asarray(group.roi.value) for group in planar]
         (volume,) = volumetric.get_measurements(name=codes.SCT.Volume)
         (image,) = {str(group.roi.ContentSequence[0].referenced_sop_instance_uid) for group in planar}
         found.append(Region(
-            image=image, tracking_uid=uid, volume_ml=volume.value, area_mm2=values[0], outline=points[0],
-            axes=tuple(zip(values[1:], points[1:], strict=True)),
+            image=image, tracking_uid=uid, volume_ml=volume.value, area_mm2=values[-1], outline=points[0],
+            axes=tuple(zip(values[:-1], points[1:-1], strict=True)),
         ))  # fmt: skip
     return sorted(found, key=lambda it: -it.volume_ml)
 
@@ -240,11 +241,11 @@ def _regions_by_dsrdump(made: Made) -> list[Region]:
         values = [float(value) for group in planar for value in re.findall(r'NUM:\([^)]*\)="([^"]*)"', group)]
         lines = [line for group in planar for line in _drawn_by_dsrdump(group)]
         (image,) = {image for image, _ in lines}
-        outline, *axes = (points for _, points in lines)
+        outline, *axes, _ = (points for _, points in lines)
         (volume,) = re.findall(r'NUM:\(118565006,SCT,"Volume"\)="([^"]*)" \(ml,', whole)
         found.append(Region(
-            image=image, tracking_uid=uid, volume_ml=float(volume), area_mm2=values[0], outline=outline,
-            axes=tuple(zip(values[1:], axes, strict=True)),
+            image=image, tracking_uid=uid, volume_ml=float(volume), area_mm2=values[-1], outline=outline,
+            axes=tuple(zip(values[:-1], axes, strict=True)),
         ))  # fmt: skip
     return sorted(found, key=lambda it: -it.volume_ml)
 
