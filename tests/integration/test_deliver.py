@@ -399,6 +399,17 @@ def test_each_transfer_syntax_is_asked_for_by_itself(objects: dict[str, Delivery
             _send(objects["SR"], destination)
 
 
+def test_a_class_that_is_accepted_and_then_refused_may_be_replaced(objects: dict[str, Delivery]) -> None:
+    """Status 0122 says of the class what the association should have said."""
+    with (
+        _peer([(evt.EVT_C_STORE, lambda _: 0x0122)]) as destination,
+        pytest.raises(NotAccepted, match="0122") as caught,
+    ):
+        _send(objects["SEG"], destination)
+    assert caught.value.retry is False
+    _whole(caught.value)
+
+
 def test_what_a_peer_accepts_is_asked_once_until_it_refuses_it() -> None:
     asked = []
 
