@@ -1,4 +1,4 @@
-"""The command line: ``overread serve | check | probe | run | demo | models``."""
+"""The command line: ``overread serve``, ``check``, ``demo`` and what else ``overread --help`` names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from service.errors import ServiceError
 if TYPE_CHECKING:
     from service.types import Backend
 
+_STATES = ("queued", "retrying", "sent", "confirmed", "unconfirmed", "refused", "dropped", "replaced")
 _BESIDE = Path(__file__).resolve().parent.parent / "models"
 MODELS = _BESIDE if _BESIDE.is_dir() else Path("models")  # beside the package in a clone, else where one stands
 
@@ -51,7 +52,13 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="try everything that a configuration names, and say what is wrong")
     check.add_argument("--config", type=Path, required=True, metavar="FILE", help="the site's overread.toml")
+    check.add_argument("--json", action="store_true", help="print it as JSON")
     check.set_defaults(run=_check)
+
+    database = commands.add_parser("database", help="see, or migrate, the tables; serve does that by itself")
+    database.add_argument("action", choices=("show", "upgrade"))
+    database.add_argument("--config", type=Path, required=True, metavar="FILE", help="the site's overread.toml")
+    database.set_defaults(run=_database)
 
     run = commands.add_parser("run", help="analyse a folder of DICOM files, without any network")
     run.add_argument("folder", type=Path, metavar="FOLDER", help="searched for DICOM files, with its subfolders")
@@ -74,10 +81,49 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="a study; default: a CT phantom")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
     demo.add_argument("--models-directory", type=Path, default=MODELS, metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--stay", action="store_true", help="leave PACS, service and page up until Ctrl-C")
     demo.set_defaults(run=_demo)
 
+    config = commands.add_parser("config", help="what is set").add_subparsers(required=True, metavar="ACTION")
+    show = config.add_parser("show", help="every setting as it counts, where it is from, and no secret")
+    show.add_argument("--config", type=Path, required=True, metavar="FILE", help="the site's overread.toml")
+    show.add_argument("--json", action="store_true", help="print it as JSON")
+    show.set_defaults(run=_config_show)
+
+    token = commands.add_parser("token", help="make a token for somebody who asks the HTTP side")
+    token.add_argument("name", metavar="NAME", help="who it is, for the audit trail")
+    token.add_argument("--role", choices=("viewer", "operator", "admin"), required=True)
+    token.set_defaults(run=_token)
+
+    _deliveries_parser(commands.add_parser("deliveries", help="what has not arrived and why; try it again, or drop it"))
     _models_parser(commands.add_parser("models", help="list, install, judge, measure or remove models"))
     return parser
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if not 1 <= number < 2**31:
+        raise ValueError("no number of a delivery")
+    return number
+
+
+def _deliveries_parser(deliveries: argparse.ArgumentParser) -> None:
+    actions = deliveries.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="deliveries in the order in which they go; default: what has not arrived")
+    listing.add_argument("--state", action="append", default=[], choices=_STATES, help="only these; may be repeated")
+    listing.add_argument("--limit", type=_number, default=100, help="default: %(default)s")
+    listing.add_argument("--json", action="store_true", help="print it as JSON")
+    listing.set_defaults(run=_deliveries_list)
+    retry = actions.add_parser("retry", help="try deliveries again, at once")
+    retry.set_defaults(run=_deliveries_retry)
+    drop = actions.add_parser("drop", help="decide that deliveries are not to be sent")
+    drop.add_argument("--reason", default="", metavar="TEXT", help="why; no patient data")
+    drop.set_defaults(run=_deliveries_drop)
+    for action in (retry, drop):
+        action.add_argument("numbers", type=_number, nargs="*", metavar="NUMBER")
+    for action in (listing, retry, drop):
+        action.add_argument("--config", type=Path, required=True, metavar="FILE", help="the site's overread.toml")
+        action.add_argument("--destination", default="", metavar="NAME", help="of list: its own; else its refused")
 
 
 def _models_parser(models: argparse.ArgumentParser) -> None:
@@ -130,13 +176,59 @@ def _serve(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from service.check import check
 
-    return check(options.config)
+    return check(options.config, as_json=options.json)
+
+
+def _database(options: argparse.Namespace) -> int:
+    from service.config import read_config
+    from service.migrate import show, upgrade
+
+    store = read_config(options.config).store
+    return show(store) if options.action == "show" else upgrade(store)
+
+
+def _config_show(options: argparse.Namespace) -> int:
+    from service.secrets import show
+
+    return show(options.config, as_json=options.json)
+
+
+def _token(options: argparse.Namespace) -> int:
+    from service.secrets import make_token
+
+    return make_token(options.name, options.role)
 
 
 def _probe(options: argparse.Namespace) -> int:
     from service.probe import probe
 
     return probe(options.config, options.name, send=options.send, wado=options.wado)
+
+
+def _deliveries_list(options: argparse.Namespace) -> int:
+    from service.outbox import list_deliveries
+
+    return list_deliveries(
+        options.config,
+        states=options.state,
+        destination=options.destination,
+        limit=options.limit,
+        as_json=options.json,
+    )
+
+
+def _deliveries_retry(options: argparse.Namespace) -> int:
+    from service.outbox import retry_deliveries
+
+    return retry_deliveries(options.config, numbers=options.numbers, destination=options.destination)
+
+
+def _deliveries_drop(options: argparse.Namespace) -> int:
+    from service.outbox import drop_deliveries
+
+    return drop_deliveries(
+        options.config, numbers=options.numbers, destination=options.destination, reason=options.reason
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -151,7 +243,7 @@ def _run(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from service.demo.demo import demo
 
-    return demo(options.folder, options.out, models_directory=options.models_directory)
+    return demo(options.folder, options.out, models_directory=options.models_directory, stay=options.stay)
 
 
 def _models_list(options: argparse.Namespace) -> int:

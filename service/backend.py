@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.backends.engine import OnnxBackend
 from service.backends.triton import TritonBackend
-from service.config import Analysis, Triton
+from service.settings.analysis import Analysis, Triton
 from service.types import Backend
 
 _TRITON = "triton://"

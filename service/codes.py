@@ -103,6 +103,35 @@ CAUSES: Final = {  # by the key that errors and exclusions carry
 
 LABEL_MAP_SEGMENTATION_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.66.7"  # PS3.4 B.5; younger than pydicom 3.0's lists
 
+# --- The audit trail (PS3.15 section A.5, PS3.16 CID 400 to 405) -----------------------------------------------------
+
+AUDIT_APPLICATION: Final = Code("110100", "DCM", "Application Activity")  # events: CID 400
+AUDIT_BEGIN_TRANSFERRING: Final = Code("110102", "DCM", "Begin Transferring DICOM Instances")
+AUDIT_ACCESSED: Final = Code("110103", "DCM", "DICOM Instances Accessed")
+AUDIT_TRANSFERRED: Final = Code("110104", "DCM", "DICOM Instances Transferred")
+AUDIT_EXPORT: Final = Code("110106", "DCM", "Export")
+AUDIT_NETWORK_ENTRY: Final = Code("110108", "DCM", "Network Entry")
+AUDIT_SECURITY_ALERT: Final = Code("110113", "DCM", "Security Alert")
+AUDIT_USER_AUTHENTICATION: Final = Code("110114", "DCM", "User Authentication")
+APPLICATION_START: Final = Code("110120", "DCM", "Application Start")  # their types: CID 401
+APPLICATION_STOP: Final = Code("110121", "DCM", "Application Stop")
+LOGIN: Final = Code("110122", "DCM", "Login")
+LOGOUT: Final = Code("110123", "DCM", "Logout")
+ATTACH: Final = Code("110124", "DCM", "Attach")
+DETACH: Final = Code("110125", "DCM", "Detach")
+NODE_AUTHENTICATION: Final = Code("110126", "DCM", "Node Authentication")  # types of alerts: CID 403, as are these
+RESTRICTED_FUNCTION: Final = Code("110132", "DCM", "Use of Restricted Function")
+AUDIT_STOPPED: Final = Code("110133", "DCM", "Audit Recording Stopped")
+AUTHORIZATION: Final = Code("110144", "DCM", "Authorization Decision")
+ROLE_APPLICATION: Final = Code("110150", "DCM", "Application")  # roles of participants: CID 402
+ROLE_DESTINATION: Final = Code("110152", "DCM", "Destination Role ID")
+ROLE_SOURCE: Final = Code("110153", "DCM", "Source Role ID")
+ROLE_DESTINATION_MEDIA: Final = Code("110154", "DCM", "Destination Media")
+STUDY_INSTANCE_UID: Final = Code("110180", "DCM", "Study Instance UID")  # identifiers of objects: CID 404
+NODE_ID: Final = Code("110182", "DCM", "Node ID")
+PATIENT_NUMBER: Final = Code("2", "RFC-3881", "Patient Number")  # PS3.15 section A.5.1.2.4
+MEDIA_URI: Final = Code("110037", "DCM", "URI")  # CID 405
+
 # --- UIDs -----------------------------------------------------------------------------------------------------------
 
 _UID_SPACE: Final = uuid.UUID("6f3c0b62-5f53-5c0e-9a43-0f2a6b1f7d51")
@@ -156,7 +185,8 @@ STATUS_WORDS: Final = {
 
 def status_word(status: int) -> str:
     """The standard's words for a C-STORE status, by its exact value or by its class (PS3.4 Table B.2-1)."""
-    for known in (status, status & 0xFF00, status & 0xF000):
+    classes = (status & 0xFF00, status & 0xF000) if status >= 0xA000 else ()  # below, each is its own (PS3.7 Annex C)
+    for known in (status, *classes):
         if known in STATUS_WORDS:
             return STATUS_WORDS[known]
     return "Unknown status"
@@ -165,3 +195,35 @@ def status_word(status: int) -> str:
 def status_may_pass(status: int) -> bool:
     """Whether a refusal with this status may pass by itself: out of resources (A7xx), processing failure (0110)."""
     return status & 0xFF00 == 0xA700 or status == 0x0110
+
+
+# --- Storage commitment ---------------------------------------------------------------------------------------------
+
+STORAGE_COMMITMENT: Final = "1.2.840.10008.1.20.1"  # Push Model SOP Class (PS3.4 section J.3)
+STORAGE_COMMITMENT_INSTANCE: Final = "1.2.840.10008.1.20.1.1"  # its well-known instance (PS3.4 section J.3.5)
+PROCESSING_FAILURE: Final = 0x0110
+UNRECOGNIZED_OPERATION: Final = 0x0211  # one that was not agreed upon (PS3.7 section C.5.23)
+N_STATUS_WORDS: Final = {  # of N-ACTION (PS3.7 section 10.1.4.1.10)
+    0x0110: "Processing failure",
+    0x0112: "No such SOP Instance",
+    0x0114: "No such argument",
+    0x0115: "Invalid argument value",
+    0x0117: "Invalid SOP Instance",
+    0x0118: "No such SOP Class",
+    0x0119: "Class-Instance conflict",
+    0x0122: "SOP class not supported",
+    0x0123: "No such action",
+    0x0124: "Not authorized",
+    0x0210: "Duplicate invocation",
+    0x0211: "Unrecognized operation",
+    0x0212: "Mistyped argument",
+    0x0213: "Resource limitation",
+}
+FAILURE_REASON_WORDS: Final = {  # Failure Reason (0008,1197), why an object was not committed to (PS3.3 C.14.1.1)
+    0x0110: "Processing failure",
+    0x0112: "No such object instance",
+    0x0119: "Class / Instance conflict",
+    0x0122: "Referenced SOP Class not supported",
+    0x0131: "Duplicate transaction UID",
+    0x0213: "Resource limitation",
+}

@@ -5,8 +5,14 @@
     ├── IntakeError              answered to the sender as a C-STORE status
     │   ├── OutOfSpace           A700  the disk is nearly full
     │   ├── WrongClass           A900  the data set is not of the class that was announced
-    │   └── NotUnderstood        C000  the bytes are no DICOM data set
+    │   ├── NotUnderstood        C000  the bytes are no DICOM data set
+    │   ├── ClassNotTaken        0122  it is of a class that is no storage SOP class of the standard (STOW-RS)
+    │   └── SyntaxNotTaken       C122  it is in a transfer syntax that is none of the standard (STOW-RS)
+    ├── CallerRefused            somebody may not come in, or asks what nobody may
+    ├── SourceUnavailable        retry: the sender of a study can't be asked how much of it there is
+    ├── ProviderUnavailable      retry: the site's OpenID Connect provider can't be asked who somebody is
     ├── StudyUnsuitable          final and nobody's fault; answered with a coded SR
+    │   ├── Undecodable          the pixels of an image can't be decoded
     │   ├── NoModelApplies       no series that the model takes
     │   ├── MissingAttribute     a header lacks what the analysis needs
     │   ├── UnsuitableGeometry   the images are no volume that the model takes
@@ -20,14 +26,17 @@
     │   ├── BackendCrashed       retry: the runtime died while the batch ran
     │   ├── OutOfMemory          retry with a smaller batch
     │   ├── TooLarge             final: a network does not fit into the memory limit even alone
+    │   ├── DecoderLost          retry: the process that decoded pixels was ended by somebody else
     │   ├── ContractBroken       final: the network is not what model.toml says
     │   └── NetworkFails         final: the network, run alone, took the runtime down or never ended
     ├── EncodingError            final, our own bug: an object broke a rule before it was sent
     └── DeliveryError
-        ├── PeerUnreachable      retry: no connection, or it broke
+        ├── PeerUnreachable      retry: no association comes about; nothing else would get there either
+        ├── NoAnswer             retry: the association broke, or no answer came on it
         ├── AssociationRejected  the peer said no; ``retry`` tells whether for now or for good
         └── InstanceRefused      the peer refused this object; ``retry`` by its status
-            └── NotAccepted      final: it takes no such object, or not so encoded
+            ├── NotAccepted      final: it takes no such object, or not so encoded
+            └── FrozenObjectLost final: our own file of it is gone; it is not even tried
 
 Foreign exceptions become these in the edge modules and nowhere else (``raise ... from exc``).
 """
@@ -92,11 +101,43 @@ class NotUnderstood(IntakeError):
     status = 0xC000
 
 
+class ClassNotTaken(IntakeError):
+    """Referenced SOP Class not supported (PS3.18 Table I.2-2); C-STORE refuses it in the association."""
+
+    status = 0x0122
+
+
+class SyntaxNotTaken(IntakeError):
+    """Referenced Transfer Syntax not supported (PS3.18 Table I.2-2); C-STORE refuses it in the association."""
+
+    status = 0xC122
+
+
+class CallerRefused(ServiceError):
+    """Somebody who may not come in, or asks what nobody may: too large, too slow, malformed. Logged and audited."""
+
+
+class SourceUnavailable(ServiceError):
+    """The sender of a study gives no answer to the question how much of it there is."""
+
+    retry = True
+
+
+class ProviderUnavailable(ServiceError):
+    """The site's OpenID Connect provider gives no answer, or one that can't be used."""
+
+    retry = True
+
+
 class StudyUnsuitable(ServiceError):
     """The study, as it is, can't be analysed by a model. Final, and an answer in itself."""
 
     cause: ClassVar[str] = "pixels"
     """The reason as a key of `service.codes.CAUSES`."""
+
+
+class Undecodable(StudyUnsuitable):
+    """The pixels of an image are not what its header says, or nothing here can decode them."""
 
 
 class NoModelApplies(StudyUnsuitable):
@@ -169,6 +210,12 @@ class TooLarge(BackendError):
     """A network and one patch do not fit into the memory that the settings allow, even alone."""
 
 
+class DecoderLost(BackendError):
+    """The process that decoded pixels was ended by somebody else."""
+
+    retry = True
+
+
 class ContractBroken(BackendError):
     """The network is not the one that ``model.toml`` describes."""
 
@@ -182,7 +229,13 @@ class DeliveryError(ServiceError):
 
 
 class PeerUnreachable(DeliveryError):
-    """No connection to the destination, or it broke on the way."""
+    """No association with the destination comes about."""
+
+    retry = True
+
+
+class NoAnswer(DeliveryError):
+    """The association broke, or the destination did not answer on it: perhaps because of this object."""
 
     retry = True
 
@@ -205,6 +258,13 @@ class InstanceRefused(DeliveryError):
 
 class NotAccepted(InstanceRefused):
     """The destination accepts no presentation context for it: something else may go in its place."""
+
+    def __init__(self, *, doing: str, found: str, rule: str, way_out: str) -> None:
+        super().__init__(doing=doing, found=found, rule=rule, way_out=way_out, retry=False)
+
+
+class FrozenObjectLost(InstanceRefused):
+    """The frozen bytes are gone or damaged: there is nothing to send."""
 
     def __init__(self, *, doing: str, found: str, rule: str, way_out: str) -> None:
         super().__init__(doing=doing, found=found, rule=rule, way_out=way_out, retry=False)

@@ -1,23 +1,27 @@
 """[edge: disk] What an analysis leaves: its objects, pictures and answers, frozen in one folder that never changes.
 
-``evidence/<study>/<revision>/`` appears whole or not at all: it is written under another name, fsynced, renamed. So
-an object's bytes are on the disk before its first send, and every later send has the same ones (promise 3).
+``evidence/<study>/<revision>/`` appears whole or not at all, also after a power cut: it is written under another name,
+fsynced, renamed. So an object's bytes are on the disk before its first send, and every later send has the same ones
+(promise 3).
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydicom.uid import ExplicitVRLittleEndian
 
-from service import log
-from service.files import sync_folder
+from service import faults, log
+from service.files import make_folder, sync_folder
 from service.forms import Kind, SegForm
 from service.types import (
     Answer,
@@ -50,13 +54,23 @@ def freeze(directory: Path, evidence: Evidence, revision: int) -> Path:
     Returns
     -------
     Path
-        The folder.
+        The folder; it and all that is in it survive a power cut.
     """
     folder = folder_of(directory, evidence.study_instance_uid, revision)
-    if folder.exists():
-        return folder
+    make_folder(folder.parent)
+    if not folder.exists():
+        _draft(evidence, folder)
+        faults.point("freeze.renamed")
+    sync_folder(folder.parent)  # also where it was there already: who renamed it may have been killed before this
+    faults.point("freeze.frozen")
+    return folder
+
+
+def _draft(evidence: Evidence, folder: Path) -> None:
+    """Write the evidence under another name, and rename it once all of it is durable."""
     draft = folder.with_name(f".{uuid.uuid4().hex}")
-    draft.mkdir(parents=True)
+    draft.mkdir()
+    faults.point("freeze.drafted")
     earlier = _frozen_objects(folder.parent)
     try:
         for answer in evidence.answers:
@@ -71,19 +85,30 @@ def freeze(directory: Path, evidence: Evidence, revision: int) -> Path:
         bodies = [as_json(answer) for answer in evidence.answers]
         _write(draft / _ANSWERS, json.dumps(bodies, indent=1).encode())
         sync_folder(draft)
-        draft.rename(folder)
+        faults.point("freeze.synced")
+        try:
+            draft.rename(folder)
+        except OSError as exc:  # another process, that was thought dead, has frozen the same a moment ago: that stays
+            if exc.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            shutil.rmtree(draft, ignore_errors=True)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    for parent in (folder.parent, folder.parent.parent, directory):
-        sync_folder(parent)
-    return folder
 
 
-def sweep(directory: Path) -> None:
-    """Remove the drafts that a crash left behind; when a process starts, nobody is at work on them."""
+def sweep(directory: Path, *, older_than_seconds: float = 0.0) -> None:
+    """Remove the drafts that a crash left behind.
+
+    Parameters
+    ----------
+    older_than_seconds
+        How long nobody wrote in one; younger ones may be another process's, at work.
+    """
     for draft in (directory / "evidence").glob("*/.*"):
-        shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):
+            if draft.stat().st_mtime <= time.time() - older_than_seconds:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _frozen_objects(study_folder: Path) -> dict[str, Path]:
@@ -140,28 +165,29 @@ def answer_of(folder: Path, sop_instance_uid: str) -> FrozenAnswer | None:
     return next((it for it in answers if sop_instance_uid in {made.sop_instance_uid for made in it.objects}), None)
 
 
-def reports_of(directory: Path, study_uid: str, revisions: Iterable[int]) -> dict[str, list[Report]]:
-    """The reports that these analyses of a study made, by model; what is gone or damaged can't be named any more."""
+def reports_of(answers: Iterable[tuple[int, dict[str, Any]]]) -> dict[str, list[Report]]:
+    """The reports of earlier analyses of a study, by model.
+
+    Parameters
+    ----------
+    answers
+        The revision and what `as_json` gave of each answer; the store remembers that longer than there are files.
+    """
     reports: dict[str, list[Report]] = {}
-    for revision in revisions:
-        try:
-            answers = answers_in(folder_of(directory, study_uid, revision))
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            log.failure("evidence.unreadable", exc, study_uid=study_uid, revision=revision)
-            continue
-        for answer in answers:
-            reports.setdefault(answer.model, []).extend(
-                Report(
-                    revision=revision,
-                    form=made.form,
-                    base=made.base,
-                    sop_class_uid=made.sop_class_uid,
-                    series_instance_uid=made.series_instance_uid,
-                    sop_instance_uid=made.sop_instance_uid,
-                )
-                for made in answer.objects
-                if made.kind is Kind.SR
+    for revision, body in answers:
+        answer = answer_from(body)
+        reports.setdefault(answer.model, []).extend(
+            Report(
+                revision=revision,
+                form=made.form,
+                base=made.base,
+                sop_class_uid=made.sop_class_uid,
+                series_instance_uid=made.series_instance_uid,
+                sop_instance_uid=made.sop_instance_uid,
             )
+            for made in answer.objects
+            if made.kind is Kind.SR
+        )
     return reports
 
 
@@ -264,3 +290,4 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    faults.point("freeze.written")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,9 +62,35 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
         raise ConfigError(
             doing=f"reading {path}",
             found="; ".join(found),
-            rule="each key is one that the tables of README.md and models/README.md name, within its bounds",
+            rule="each key is one that the tables of deploy/README.md and models/README.md name, within its bounds",
             way_out="mend, add or remove the keys named here",
         ) from exc
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with all its parents, and make their names durable; where it is there, see that its name is.
+
+    Whoever has returned from here may rely on the folder after a power cut, also where another process made it a moment
+    ago, or one that was killed on the way: nothing is made in a new folder before its name is durable, so of the
+    folders that are there only the last one's name may not be.
+
+    Raises
+    ------
+    OSError
+        If it can't be made, or something else has its name.
+    """
+    path = path.resolve()  # a name is made durable in the folder where it really is
+    found, missing = path, list[Path]()
+    while not found.exists():
+        missing.append(found)
+        found = found.parent
+    with suppress(PermissionError):  # what is there in a folder that we may not even read is not of our making
+        sync_folder(found.parent)
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)  # another process may have been faster
+        sync_folder(folder.parent)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from service.errors import BackendUnavailable
 from service.models import available, is_installed, survey
 from service.show import console
 from service.types import Envelope, Network
+from service.web import opener
 
 _PATIENCE_SECONDS = 5.0
 
@@ -111,7 +113,9 @@ def _running(service: str) -> dict[str, list[dict[str, Any]]]:
     try:
         if not url.startswith(("http://", "https://")):
             raise ValueError("no http:// or https:// address")
-        with urllib.request.urlopen(url, timeout=_PATIENCE_SECONDS) as answer:
+        token = os.environ.get("OVERREAD_TOKEN")
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+        with opener().open(request, timeout=_PATIENCE_SECONDS) as answer:
             return {str(entry["name"]): list(entry["networks"]) for entry in json.load(answer)}
     except (OSError, ValueError, LookupError, TypeError) as exc:  # URLError and HTTPError are OSErrors
         reason = exc.reason if isinstance(exc, urllib.error.URLError) else exc
@@ -119,7 +123,8 @@ def _running(service: str) -> dict[str, list[dict[str, Any]]]:
             doing=f"asking the service at {url}",
             found=str(reason) or type(exc).__name__,
             rule="--service is the address of a running Overread's API, as http://host:port",
-            way_out="start the service, correct the address, or leave --service out",
+            way_out="start the service, correct the address, put a viewer's token into the environment's "
+            "OVERREAD_TOKEN where it asks for one, or leave --service out",
         ) from exc
 
 

@@ -33,17 +33,24 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+def _says_no_headers(record: logging.LogRecord) -> bool:
+    """Whether a line may be written: those of the DICOM libraries quote headers; ours say what matters.
+
+    A filter, since pydicom gives its logger a level of its own whenever it is imported.
+    """
+    return record.name.partition(".")[0] not in ("pynetdicom", "pydicom", "highdicom")
+
+
 def set_up(*, level: int = logging.INFO) -> None:
     """Send this process's log lines to stderr; libraries are heard from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
+    handler.addFilter(_says_no_headers)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     _LOGGER.setLevel(level)
     warnings.simplefilter("ignore")  # pydicom's quote the values that they warn of
-    for noisy in ("pynetdicom", "pydicom", "highdicom"):  # they print data sets; ours say what matters
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 def event(name: str, **fields: Any) -> None:

@@ -12,15 +12,16 @@ from pydicom import dcmread
 from rich.table import Table
 
 from service.codes import uid_name
-from service.config import Destination, read_config
+from service.config import read_config
 from service.demo.specimen import PATIENT_ID, make_specimen
 from service.errors import ConfigError, DeliveryError
 from service.forms import Profile
-from service.results import deliver
+from service.results import deliver, presence
 from service.results.choice import preview, proposed
-from service.results.negotiate import RESULTS, can_be_queried, is_verified, negotiate
+from service.results.negotiate import RESULTS, can_be_queried, commits, is_verified, negotiate
+from service.settings.destinations import Destination
 from service.show import console
-from service.types import Delivery, DeliveryState, ResultObject
+from service.types import ResultObject
 
 Pair = tuple[str, str]
 
@@ -69,7 +70,7 @@ def probe(path: Path, name: str, *, send: bool, wado: str) -> int:
         became = _send_specimen(destination, accepted, our_ae_title=ours, wado=wado)
     works = {pair for pair in accepted if not became.get(pair, "").startswith("refused")}
     console.print(_table(destination, accepted, became))
-    console.print(_about_queries(destination, accepted), soft_wrap=True)
+    console.print(_about_receipts(accepted), soft_wrap=True)
     return _propose(destination, works)
 
 
@@ -83,10 +84,15 @@ def _table(destination: Destination, accepted: frozenset[Pair], became: dict[Pai
     return table
 
 
-def _about_queries(destination: Destination, accepted: frozenset[Pair]) -> str:
+def _about_receipts(accepted: frozenset[Pair]) -> str:
+    if commits(accepted):
+        return "It offers storage commitment: results are confirmed by that, if it knows our AE title and address."
     if can_be_queried(accepted):
-        return 'It can be asked what it has (C-FIND): confirm = "query" holds.'
-    return 'It can\'t be asked what it has (C-FIND): set confirm = "none", or allow our AE title to query.'
+        return "It can be asked what it has (C-FIND): results are confirmed by that."
+    return (
+        "It offers neither storage commitment nor C-FIND: allow one of them, name its qido_url, "
+        'or set confirm = "none".'
+    )
 
 
 def _propose(destination: Destination, works: set[Pair]) -> int:
@@ -183,32 +189,24 @@ def _send_one(
         return f"refused: {exc.found}"
     words = [f"stored, {remark}" if remark else "stored"]
     if can_be_queried(accepted):
-        words.append(_found(made, path, study_uid, destination, our_ae_title=our_ae_title))
+        words.append(_found(made, study_uid, destination, our_ae_title=our_ae_title))
     if wado:
         words.append(_read_back(made, study_uid, wado))
     return ", ".join(words)
 
 
-def _found(made: ResultObject, path: Path, study_uid: str, destination: Destination, *, our_ae_title: str) -> str:
-    delivery = Delivery(
-        delivery_id=0,
+def _found(made: ResultObject, study_uid: str, destination: Destination, *, our_ae_title: str) -> str:
+    wanted = presence.Reference(
         study_instance_uid=study_uid,
-        destination=destination.name,
-        kind=made.kind,
-        sop_class_uid=made.sop_class_uid,
         series_instance_uid=made.series_instance_uid,
         sop_instance_uid=made.sop_instance_uid,
-        path=path,
-        state=DeliveryState.SENT,
-        attempts=0,
-        reason="",
-        queued_at=0.0,
     )
+    how = "QIDO-RS" if destination.qido_url else "C-FIND"
     try:
-        there = deliver.is_present(delivery, destination, our_ae_title=our_ae_title)
+        there = presence.is_present(wanted, destination, our_ae_title=our_ae_title)
     except DeliveryError as exc:
         return f"can't be asked for ({exc.found})"
-    return "found by C-FIND" if there else "NOT found by C-FIND"
+    return f"found by {how}" if there else f"NOT found by {how}"
 
 
 def _read_back(made: ResultObject, study_uid: str, wado: str) -> str:

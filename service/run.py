@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from service.analysis.schedule import Scheduler
 from service.backend import open_backend
-from service.config import Analysis
 from service.errors import ConfigError, NotUnderstood
 from service.evidence import answer_from, as_json, object_name, picture_name
 from service.forms import Profile, Wanted
@@ -18,6 +17,7 @@ from service.intake.study import group, read_instance
 from service.models import installed
 from service.pipeline import analyse
 from service.results.choice import choose, everything
+from service.settings.analysis import Analysis
 from service.show import Bars, console, findings_table
 from service.types import Model, Outcome, Study
 

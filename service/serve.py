@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import fcntl
 import os
 import signal
-import socket
 import threading
-from collections.abc import Callable, Sequence
+import time
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
-import uvicorn
-
-from service import __version__, log, metrics
-from service.analysis.schedule import Scheduler
-from service.api.app import Seen, create_app
-from service.backend import open_backend
-from service.config import Api, Config
-from service.errors import BackendError, ConfigError
+from service import __version__, audit, log, metrics, tls
+from service.api.app import create_app
+from service.api.server import make_server
+from service.config import Config
+from service.errors import ConfigError
+from service.files import make_folder
 from service.intake.processes import Receivers
-from service.models import installed, survey
-from service.store import open_store
-from service.types import Model
-from service.worker import Worker, progress_of
+from service.outlook import Outlook
+from service.patients import Patients
+from service.ports import bound
+from service.pulse import Pulse
+from service.store import Store, open_store
+from service.syslog import Forwarder
+from service.working import Working
 
 _M_MMAP_THRESHOLD = -3  # mallopt(3)
-_GRACE_SECONDS = 3.0  # with the receivers' five: container engines kill ten seconds after SIGTERM
-_EXECUTOR = "overread-0"
+_TICK_SECONDS = 0.2  # between two looks at whether to stop
+_TAKE_SECONDS = 30.0  # until a database has noticed that the machine is gone which had our name
 
 
 def serve(config: Config) -> None:
@@ -48,97 +49,102 @@ def serve(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    faulthandler.register(signal.SIGUSR1)  # says on stderr where each thread is
     _give_memory_back()
-    lock = _lock(config.store.directory)
-    store = open_store(config.store.directory, config.store.database)
-    models, unreadable = survey(config.analysis.models_directory, config.analysis.models)
-    if not models and not unreadable:
-        installed(config.analysis.models_directory)  # says that there is none, and what to do
-    backend = open_backend(config.analysis, config.triton)
-    scheduler = Scheduler(backend)
-    broken = {"models": "they are being loaded"}
-    worker = Worker(config, store, tuple(models), scheduler, executor_id=_EXECUTOR)
-    receivers = Receivers(config, metrics.count_instance)
-
-    def readiness() -> dict[str, str]:
-        return {
-            "database": _reason(store.ping),
-            "receivers": ""
-            if receivers.alive() == config.intake.processes
-            else f"{receivers.alive()} of {config.intake.processes} receiving processes run",
-            "worker": "" if worker.is_watching() else "it does not look for studies",
-            "models": "; ".join(
-                f"{name}: {reason}"
-                for name, reason in [*broken.items(), *((s.name, s.failing) for s in scheduler.states() if s.failing)]
-            ),
-            "backend": "" if backend.ready() else f"{backend.name} does not answer",
-            "disk": _disk_reason(config),
-        }
-
-    def networks() -> list[dict[str, Any]]:
-        states = {state.name: state for state in scheduler.states()}
-        return [
-            {
-                "name": model.spec.name,
-                "version": model.spec.version,
-                "broken": broken.get(model.spec.name, ""),
-                "networks": [states[n.name].as_json() for n in model.networks if n.name in states],
-            }
-            for model in models
-        ]
-
-    app = create_app(Seen(config=config, store=store, readiness=readiness, progress=progress_of, networks=networks))
-    http = uvicorn.Server(
-        uvicorn.Config(app, host=config.api.host, port=config.api.port, log_config=None, access_log=False)
+    os.umask(os.umask(0o027) | 0o027)  # what is received is nobody's business but the service's and its group's
+    name, parts = config.process.called, config.process.parts
+    for settings in config.tls.values():
+        tls.check(settings)  # a certificate that is no good is better noticed now than at the first connection
+    lock = _lock(config, name)
+    audit.set_up(config.audit_file, name=name, ae_title=config.intake.ae_title)
+    audit.application(started=True)
+    forwarder = Forwarder(config.audit, config.audit_file, name=name)
+    forwarder.start()
+    store = open_store(config.store)
+    audit.name_patients(Patients(store.headers_of).of)
+    _take(store, name)
+    working = Working(config, store, name=name) if "work" in parts else None
+    receivers = Receivers(config, metrics.count_instance) if "receive" in parts else None
+    outlook = Outlook(
+        config, store, name=name, working=working, receivers=receivers, forwarder=forwarder, stopping=stop.is_set
     )
+    models = working.models if working else ()
+    metrics.prepare(
+        models=[model.spec.name for model in models],
+        networks={network.name for model in models for network in model.networks},
+        destinations=[destination.name for destination in config.destinations],
+    )
+    app = create_app(outlook.seen())
+    http, listener = make_server(app, config.api), bound(config.api.host, config.api.port, section="[api]")
     # It must not take the signals: the parts stop in an order of their own.
-    page = threading.Thread(target=http.run, args=([_listen(config.api)],), name="api", daemon=True)
-    receivers.start()
+    page = threading.Thread(target=http.run, args=([listener],), name="api", daemon=True)
+    if receivers:
+        receivers.start()
     page.start()
-    # Studies come in meanwhile, and wait: an engine build for a GPU can take minutes.
-    broken |= _load(models, scheduler, stop)
-    for name, error in unreadable.items():
-        broken[name] = error.found
-        log.failure("model.broken", error, model=name)
-    del broken["models"]
-    worker.start()
+    pulse = Pulse(
+        store,
+        name=name,
+        parts=parts,
+        keep=[
+            partial(_keep_name, store, name),
+            *([working.watch.keep] if working else []),
+            *([working.watch.tell] if working and store.is_shared else []),
+        ],
+        status=outlook.status,
+    )
+    pulse.start()
+    if working:
+        working.start(stop)  # studies come in meanwhile, and wait
     log.event(
-        "service.started",
+        "service.started" if not stop.is_set() else "service.not_started",
         version=__version__,
+        process=name,
+        parts=parts,
         ae_title=config.intake.ae_title,
-        dicom=f"{config.intake.host}:{config.intake.port}",
+        dicom=f"{config.intake.host}:{config.intake.port}" if receivers else "",
         http=f"{config.api.host}:{config.api.port}",
         models=[model.spec.name for model in models],
         destinations=[destination.name for destination in config.destinations],
-        backend=backend.name,
+        backend=working.backend.name if working else "",
     )
-    stop.wait()
+    # A signal may reach another thread and wake nobody; and `on_signal` needs the lock that `stop.wait` would hold.
+    while not stop.is_set():
+        time.sleep(_TICK_SECONDS)
     log.event("service.stopping")
-    receivers.stop()
-    worker.stop(grace_seconds=_GRACE_SECONDS)
-    scheduler.close()
+    if receivers:
+        receivers.stop()
+    if working:
+        working.stop()
+    pulse.stop()
+    store.let_go(name)
     http.should_exit = True
     page.join(timeout=2)
     store.close()
+    audit.application(started=False)
+    forwarder.stop()
+    audit.close()
     lock.close()
     log.event("service.stopped")
 
 
-def _load(models: Sequence[Model], scheduler: Scheduler, stop: threading.Event) -> dict[str, str]:
-    """Load all models; those that can't run, and why: the others run, and their own answers say that they failed."""
-    broken = {}
-    for model in models:
-        if stop.is_set():
-            break
-        try:
-            scheduler.add(model)
-        except BackendError as exc:
-            if not exc.retry:
-                broken[model.spec.name] = exc.found
-            log.failure("model.broken", exc, model=model.spec.name)
-        else:
-            log.event("model.loaded", model=model.spec.name, version=model.spec.version)
-    return broken
+def _keep_name(store: Store, name: str) -> None:
+    """Take the name again where the database was away and has forgotten that it is ours."""
+    if not store.take(name):
+        log.warning("process.name_taken", process=name)
+
+
+def _take(store: Store, name: str) -> None:
+    """Make the process's name ours: two of one name would take each other's work away."""
+    until = time.monotonic() + _TAKE_SECONDS
+    while not store.take(name):
+        if time.monotonic() > until:
+            raise ConfigError(
+                doing="taking the database",
+                found=f"another Overread named {name} runs on it",
+                rule="each process on one database has a name of its own ([process] name, or OVERREAD_NAME)",
+                way_out="stop the other one, or give this one another name",
+            )
+        time.sleep(_TICK_SECONDS)
 
 
 def _give_memory_back() -> None:
@@ -151,48 +157,20 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-def _lock(directory: Path) -> TextIO:
-    """Make the store's folder ours; two services in one would both answer the same studies."""
+def _lock(config: Config, name: str) -> TextIO:
+    """Make the store's folder ours, or our name in it: two services in one would both answer the same studies."""
+    directory, is_shared = config.store.directory, bool(config.store.database)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("w")
+        make_folder(directory)
+        lock = (directory / (f"lock-{name}" if is_shared else "lock")).open("w")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
+        found = f"another Overread named {name} runs in it" if is_shared else "another Overread runs in it"
         raise ConfigError(
             doing=f"taking the store's folder {directory}",
-            found="another Overread runs in it" if isinstance(exc, BlockingIOError) else exc.strerror or "no access",
-            rule="[store] directory is a folder that one service may write, and no other one uses",
-            way_out="stop the other service, or name another folder",
+            found=found if isinstance(exc, BlockingIOError) else exc.strerror or "no access",
+            rule="[store] directory is a folder that the service may write; several share it only by one PostgreSQL, "
+            "each with a name of its own",
+            way_out="stop the other service, or name another folder, or another [process] name",
         ) from exc
     return lock
-
-
-def _listen(api: Api) -> socket.socket:
-    """The API's port, opened before anything else begins."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((api.host, api.port))
-    except OSError as exc:
-        raise ConfigError(
-            doing=f"opening {api.host}:{api.port}",
-            found=exc.strerror or type(exc).__name__,
-            rule=f"[api] host is an address of this machine, and nobody else listens on port {api.port}",
-            way_out="stop the other program, or choose another port",
-        ) from exc
-    return listener
-
-
-def _reason(check: Callable[[], None]) -> str:
-    try:
-        check()
-    except Exception as exc:
-        return type(exc).__name__
-    return ""
-
-
-def _disk_reason(config: Config) -> str:
-    disk = os.statvfs(config.store.directory)
-    free = disk.f_bavail * disk.f_frsize / 2**30
-    least = config.intake.minimum_free_gib
-    return "" if free >= least else f"{free:.1f} GiB free, {least:g} are kept free: new instances are refused"

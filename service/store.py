@@ -1,8 +1,8 @@
 """What is remembered: studies, instances, answers and deliveries, on SQLite or PostgreSQL by URL.
 
 It promises that a method which has returned has committed, to the disk (SQLite runs with ``synchronous = FULL``), and
-that each method is one transaction. It does not promise that a row's file exists: files are written and fsynced
-first, rows second, so a crash between the two leaves a file without a row, never a row without a file.
+that each method is one transaction. Files are written and fsynced first, rows second: a crash between the two leaves a
+file without a row, never a row without a file, until retention removes old files (`records.py`).
 Several processes may use one store at once; rows are claimed by comparing what was read.
 """
 
@@ -11,18 +11,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from service.deliveries import OPEN, Deliveries
+from service import faults, schema
+from service.claims import Claims
+from service.decisions import Decisions
 from service.errors import ConfigError
-from service.tables import ANSWERS, DELIVERIES, INSTANCES, STUDIES, database_url, make_tables, open_engine
-from service.types import Delivery, DeliveryState, Kept, Priority, StudyState
+from service.instances import Instances
+from service.locks import Held
+from service.records import Records
+from service.settings.store import StoreSection
+from service.tables import ANSWERS, STUDIES, open_engine, url_of
+from service.timeline import repeatable
+from service.types import Completeness, Delivery, Step, StudyState
 
 
-class Store(Deliveries):
+class Store(Instances, Decisions, Claims, Records):
     """The state of one Overread, shared by its processes.
 
     Parameters
@@ -33,115 +39,70 @@ class Store(Deliveries):
 
     def __init__(self, url: str) -> None:
         super().__init__(open_engine(url))
+        self._name: Held | None = None
+        self._lead = Held(self._engine, "overread leader") if self.is_shared else None
 
     def create_tables(self) -> None:
-        """Make the tables that are missing."""
-        make_tables(self._engine)
+        """Make the tables, or bring those of an older version to what this one knows."""
+        schema.upgrade(self._engine)
+
+    def why_unsafe(self) -> str:
+        """Which setting of the server lets it forget what was committed; empty where none does."""
+        if self._engine.dialect.name == "sqlite":
+            return ""
+        with self._engine.begin() as tx:
+            for setting in ("fsync", "synchronous_commit"):
+                if tx.scalar(sa.text(f"SHOW {setting}")) == "off":
+                    return f"{setting} is off"
+        return ""
+
+    def clock(self) -> float:
+        """The database's own time, seconds since 1970."""
+        if not self.is_shared:
+            return time.time()
+        with self._engine.begin() as tx:
+            return float(tx.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())")) or 0.0)
+
+    def take(self, name: str) -> bool:
+        """Make a process's name this one's own, until `close`; False if another process has it.
+
+        A SQLite file lies in the store's folder, of which the same is seen to by a lock on a file.
+        """
+        if self.is_shared and self._name is None:
+            self._name = Held(self._engine, f"overread process {name}")
+        return self._name is None or self._name.hold()
+
+    def leads(self) -> bool:
+        """Whether this process is the one that judges what comes in, and removes what is old; else another one is."""
+        return self._lead is None or self._lead.hold()
 
     def close(self) -> None:
         """Give all connections back."""
+        for held in (self._name, self._lead):
+            if held:
+                held.release()
         self._engine.dispose()
 
-    # --- Receiving --------------------------------------------------------------------------------------------------
-
-    def keep_instance(
+    @repeatable
+    def begin_analysis(
         self,
-        *,
         study_uid: str,
-        series_uid: str,
-        sop_uid: str,
-        class_uid: str,
-        sha256: str,
-        path: Path,
-        now: float,
-        priority: Priority = Priority.ROUTINE,
-    ) -> Kept:
-        """Remember a stored instance and start its study's quiet clock anew.
+        revision: int,
+        *,
+        last_at: float,
+        completeness: Completeness = Completeness.QUIET,
+        judged: str = "",
+        missing: str = "",
+    ) -> bool:
+        """Claim a study that was judged ready; False if another worker was first or an instance came meanwhile.
 
         Parameters
         ----------
-        sha256
-            Of the file's bytes, to tell a repeated instance from another one under the same UID.
-        path
-            Where the fsynced file lies.
-        now
-            Seconds since 1970.
-        priority
-            How urgent it makes its study; of several instances the most urgent counts.
+        last_at
+            When its last instance had come as it was judged.
+        judged, missing
+            In words: the evidence, and what of a partial one is missing.
         """
-        more_urgent = sa.case((STUDIES.c.priority > priority, int(priority)), else_=STUDIES.c.priority)
-        with self._engine.begin() as tx:
-            if tx.execute(sa.select(DELIVERIES.c.delivery_id).where(DELIVERIES.c.sop_uid == sop_uid)).first():
-                return Kept.OURS
-            row = tx.execute(
-                self._insert(INSTANCES)
-                .values(
-                    sop_uid=sop_uid,
-                    study_uid=study_uid,
-                    series_uid=series_uid,
-                    class_uid=class_uid,
-                    sha256=sha256,
-                    path=str(path),
-                    received_at=now,
-                )
-                .on_conflict_do_nothing()
-                .returning(INSTANCES.c.sop_uid)
-            ).first()
-            if row is None:
-                known = tx.scalar(
-                    sa.select(INSTANCES.c.sha256).where(
-                        INSTANCES.c.study_uid == study_uid, INSTANCES.c.sop_uid == sop_uid
-                    )
-                )
-                # A repeat keeps a study waiting that is still coming in, and changes nothing of one that is not.
-                tx.execute(
-                    sa.update(STUDIES)
-                    .where(STUDIES.c.study_uid == study_uid, STUDIES.c.state == StudyState.RECEIVING)
-                    .values(last_at=now, priority=more_urgent)
-                )
-                return Kept.SAME if known == sha256 else Kept.OTHER
-            reopened = STUDIES.c.state != StudyState.RECEIVING
-            tx.execute(
-                self._insert(STUDIES)
-                .values(
-                    study_uid=study_uid,
-                    state=StudyState.RECEIVING,
-                    revision=0,
-                    priority=int(priority),
-                    first_at=now,
-                    last_at=now,
-                    tries=0,
-                    next_at=0.0,
-                )
-                .on_conflict_do_update(
-                    index_elements=["study_uid"],
-                    set_={
-                        "state": StudyState.RECEIVING,
-                        "last_at": now,
-                        "priority": more_urgent,
-                        "revision": STUDIES.c.revision + sa.case((reopened, 1), else_=0),
-                        "started_at": None,
-                        "answered_at": None,
-                        "done_at": None,
-                    },
-                )
-            )
-            return Kept.NEW
-
-    # --- Analysing --------------------------------------------------------------------------------------------------
-
-    def quiet_studies(self, *, before: float) -> list[tuple[str, int]]:
-        """UID and revision of the studies still receiving, whose last instance came before that time."""
-        with self._engine.begin() as tx:
-            rows = tx.execute(
-                sa.select(STUDIES.c.study_uid, STUDIES.c.revision)
-                .where(STUDIES.c.state == StudyState.RECEIVING, STUDIES.c.last_at < before)
-                .order_by(STUDIES.c.last_at)
-            )
-            return [(row.study_uid, row.revision) for row in rows]
-
-    def begin_analysis(self, study_uid: str, revision: int, *, before: float) -> bool:
-        """Claim a quiet study; False if another worker was first or an instance came meanwhile."""
         with self._engine.begin() as tx:
             done = tx.execute(
                 sa.update(STUDIES)
@@ -149,37 +110,56 @@ class Store(Deliveries):
                     STUDIES.c.study_uid == study_uid,
                     STUDIES.c.revision == revision,
                     STUDIES.c.state == StudyState.RECEIVING,
-                    STUDIES.c.last_at < before,
+                    STUDIES.c.last_at == last_at,
                 )
-                .values(state=StudyState.ANALYSING, started_at=time.time(), tries=0, next_at=0.0)
+                .values(
+                    state=StudyState.ANALYSING,
+                    completeness=completeness,
+                    judged=judged,
+                    missing=missing,
+                    started_at=time.time(),
+                    waits="",
+                    waits_until=0.0,
+                    tries=0,
+                    next_at=0.0,
+                )
             )
+            if done.rowcount:
+                self._step(tx, study_uid, Step.READY, f"{completeness}: {judged}" if judged else str(completeness))
             return done.rowcount == 1
 
-    def files_of(self, study_uid: str) -> tuple[list[Path], float]:
-        """The stored files of a study, and when the last of them came (seconds since 1970)."""
+    def judgement_of(self, study_uid: str) -> tuple[Completeness, str]:
+        """How a study that is analysed was judged, and what of it is missing."""
         with self._engine.begin() as tx:
-            rows = tx.execute(sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid)).all()
-            return [Path(row.path) for row in rows], max((row.received_at for row in rows), default=0.0)
+            query = sa.select(STUDIES.c.completeness, STUDIES.c.missing).where(STUDIES.c.study_uid == study_uid)
+            row = tx.execute(query).one()
+            return Completeness(row.completeness or Completeness.QUIET), row.missing
 
-    def due_studies(self, *, now: float, lease_seconds: float) -> list[tuple[str, int, int, Priority]]:
-        """Studies whose analysis is due: UID, revision, how often it was tried, urgency; not due again in a lease."""
+    @repeatable
+    def postpone_study(self, study_uid: str, revision: int, *, until: float, words: str = "", holder: str = "") -> None:
+        """Remember that an analysis came to nothing, why, and when it is to be tried again."""
         with self._engine.begin() as tx:
-            rows = tx.execute(
+            self._lock(tx, study_uid)
+            noted = tx.execute(
                 sa.update(STUDIES)
-                .where(STUDIES.c.state == StudyState.ANALYSING, STUDIES.c.next_at <= now)
-                .values(next_at=now + lease_seconds)
-                .returning(STUDIES.c.study_uid, STUDIES.c.revision, STUDIES.c.tries, STUDIES.c.priority)
+                .where(
+                    STUDIES.c.study_uid == study_uid,
+                    STUDIES.c.revision == revision,
+                    STUDIES.c.state == StudyState.ANALYSING,
+                    STUDIES.c.holder == holder,
+                )
+                .values(tries=STUDIES.c.tries + 1, next_at=until, holder="")
             )
-            return [(row.study_uid, row.revision, row.tries, Priority(row.priority)) for row in rows]
+            if noted.rowcount:  # else it was cancelled, or another process has it by now
+                self._step(tx, study_uid, Step.POSTPONED, words)
 
-    def postpone_study(self, study_uid: str, revision: int, *, until: float) -> None:
-        """Remember that an analysis came to nothing, and when it is to be tried again."""
+    @repeatable
+    def note_progress(self, study_uid: str, revision: int, progress: dict[str, Any]) -> None:
+        """Remember how far each model is with a study that is analysed, for whoever shows it."""
         with self._engine.begin() as tx:
-            tx.execute(
-                sa.update(STUDIES)
-                .where(STUDIES.c.study_uid == study_uid, STUDIES.c.revision == revision)
-                .values(tries=STUDIES.c.tries + 1, next_at=until)
-            )
+            same = (STUDIES.c.study_uid == study_uid, STUDIES.c.revision == revision)
+            is_analysed = STUDIES.c.state == StudyState.ANALYSING
+            tx.execute(sa.update(STUDIES).where(*same, is_analysed).values(progress=json.dumps(progress)))
 
     def is_analysing(self, study_uid: str, revision: int) -> bool:
         """Whether that revision is still the one to be analysed: no instance came since."""
@@ -193,23 +173,7 @@ class Store(Deliveries):
             )
             return row.first() is not None
 
-    def release(self) -> None:
-        """Make all that is unfinished due at once; when a process starts, nobody is at work on it.
-
-        What was refused for good is tried once more: somebody may have mended the configuration, here or there.
-        """
-        with self._engine.begin() as tx:
-            tx.execute(sa.update(STUDIES).where(STUDIES.c.state == StudyState.ANALYSING).values(next_at=0.0))
-            tx.execute(sa.update(DELIVERIES).where(DELIVERIES.c.state.in_(OPEN)).values(next_at=0.0))
-            tx.execute(
-                sa.update(DELIVERIES)
-                .where(DELIVERIES.c.state == DeliveryState.REFUSED)
-                .values(state=DeliveryState.RETRYING, next_at=0.0)
-            )
-            tx.execute(
-                sa.update(STUDIES).where(STUDIES.c.state == StudyState.UNDELIVERED).values(state=StudyState.DELIVERING)
-            )
-
+    @repeatable
     def save_answers(
         self,
         study_uid: str,
@@ -241,23 +205,33 @@ class Store(Deliveries):
                     STUDIES.c.revision == revision,
                     STUDIES.c.state == StudyState.ANALYSING,
                 )
-                .values(state=StudyState.DELIVERING, answered_at=time.time())
+                .values(state=StudyState.DELIVERING, answered_at=time.time(), holder="", progress="")
             )
             if current.rowcount == 0:
                 return False
             for model, (outcome, body) in answers.items():
                 tx.execute(
                     self._insert(ANSWERS)
-                    .values(study_uid=study_uid, revision=revision, model=model, outcome=outcome, body=json.dumps(body))
+                    .values(
+                        study_uid=study_uid,
+                        revision=revision,
+                        model=model,
+                        outcome=outcome,
+                        findings=len(body.get("findings", ())),
+                        body=json.dumps(body),
+                    )
                     .on_conflict_do_nothing()
                 )
+            said = [f"{model}: {outcome}" for model, (outcome, _) in sorted(answers.items())]
+            self._step(tx, study_uid, Step.ANSWERED, "; ".join(said))
             for delivery in deliveries:
                 self._queue(tx, study_uid, delivery)
             self._finish(tx, study_uid)
+            faults.point("answers.committing")
             return True
 
 
-def open_store(directory: Path, database: str) -> Store:
+def open_store(settings: StoreSection) -> Store:
     """Open the store of the settings, with all its tables.
 
     Raises
@@ -265,9 +239,11 @@ def open_store(directory: Path, database: str) -> Store:
     ConfigError
         If the database can't be opened.
     """
-    store = Store(database_url(directory, database))
+    directory, database = settings.directory, settings.database
+    store = Store(url_of(settings))
     try:
         store.create_tables()
+        unsafe = store.why_unsafe()
     except Exception as exc:  # each driver has exceptions of its own; the URL may hold a password, so it is not shown
         raise ConfigError(
             doing="opening the database" if database else f"opening the SQLite database in {directory}",
@@ -277,4 +253,11 @@ def open_store(directory: Path, database: str) -> Store:
             if database
             else "see that the service may write there, and that overread.sqlite is its own file",
         ) from exc
+    if unsafe:
+        raise ConfigError(
+            doing="opening the database",
+            found=unsafe,
+            rule="what was committed is on the disk (a C-STORE is answered with Success after it)",
+            way_out="switch it on for the service's role, or for the server",
+        )
     return store

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +58,22 @@ class Series:
         return self.instances[0].header
 
 
+class Completeness(StrEnum):
+    """How a study was judged ready to be analysed."""
+
+    QUIET = "quiet"  # nothing more came for a while, and nothing is seen to be missing
+    VERIFIED = "verified"  # its source counts as many instances as are here
+    PARTIAL = "partial"  # instances are missing, and did not come in time
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """The series of one study."""
 
     study_instance_uid: str
     series: tuple[Series, ...]  # ordered by SeriesInstanceUID
-    completeness: Literal["quiet", "verified"]  # how it was judged whole; never assumed
+    completeness: Completeness  # how it was judged whole; never assumed
+    missing: str = ""  # what of a partial one is missing, in words
     received_at: float  # when the last instance came, seconds since 1970
 
 
@@ -303,11 +312,15 @@ class DeliveryState(StrEnum):
 
     QUEUED = "queued"
     RETRYING = "retrying"
-    SENT = "sent"  # the peer said Success; not yet seen there
-    CONFIRMED = "confirmed"  # the peer answered a presence query for it
+    SENT = "sent"  # the peer said Success; not yet committed to, nor seen there
+    CONFIRMED = "confirmed"  # the peer committed to it, or answered a presence query for it
     UNCONFIRMED = "unconfirmed"  # the peer said Success, and can't be asked or is not to be
     REFUSED = "refused"  # for good; somebody has to act
+    DROPPED = "dropped"  # somebody decided that it is not to be sent
     REPLACED = "replaced"  # the destination does not accept it: what stands in its place is on its way
+
+
+OPEN: Final = (DeliveryState.QUEUED, DeliveryState.RETRYING, DeliveryState.SENT)  # something will still happen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +330,7 @@ class Delivery:
     delivery_id: int
     study_instance_uid: str
     destination: str  # its name in the configuration
+    model: str  # of whose answer it is
     kind: str
     sop_class_uid: str
     series_instance_uid: str
@@ -324,21 +338,65 @@ class Delivery:
     path: Path  # the frozen bytes
     state: DeliveryState
     attempts: int
-    reason: str  # of the last attempt that failed, or the peer's remark, in words
+    reason: str  # how the last attempt ended, in words
     queued_at: float  # seconds since 1970
+    remark: str = ""  # the warning with which the peer stored it, in words
+    transaction_uid: str = ""  # of the commitment that was asked for last (PS3.4 Annex J)
+    commitment: str = ""  # what became of it: "committed", or the failure reason as four hexadecimal digits
+    asked_at: float = 0.0  # when it was asked for; before that, when it was sent
+    failed_at: float = 0.0  # when it first failed by itself; 0: it did not
 
 
 # --- What is remembered ---------------------------------------------------------------------------------------------
 
 
 class StudyState(StrEnum):
-    """Where a study is. RECEIVING -> ANALYSING -> DELIVERING -> DONE or UNDELIVERED; a late instance leads back."""
+    """Where a study is. RECEIVING -> ANALYSING -> DELIVERING -> DONE or UNDELIVERED; a late instance leads back.
+
+    An operator may end RECEIVING and ANALYSING (CANCELLED); a late instance, or a wish to run it again, leads back.
+    """
 
     RECEIVING = "receiving"
     ANALYSING = "analysing"
     DELIVERING = "delivering"
     DONE = "done"
     UNDELIVERED = "undelivered"  # nothing more will happen by itself: a destination refused a result for good
+    CANCELLED = "cancelled"  # an operator wants no answer; what was answered before stands
+
+
+class Step(StrEnum):
+    """What happens to a study, for its time line."""
+
+    FIRST_INSTANCE = "first instance"
+    REOPENED = "reopened"  # an instance came after the analysis had begun
+    READY = "ready"  # judged whole, or partial; the words say why
+    BEGUN = "begun"  # a process took it
+    POSTPONED = "postponed"  # an attempt came to nothing; the words say why
+    ANSWERED = "answered"
+    SENT = "sent"  # an object, to a destination
+    CONFIRMED = "confirmed"
+    UNCONFIRMED = "unconfirmed"
+    REFUSED = "refused"
+    REPLACED = "replaced"
+    DROPPED = "dropped"
+    DONE = "done"
+    RERUN = "rerun"  # an operator asked for it, as for the next ones
+    RESENT = "resent"
+    CANCELLED = "cancelled"
+    URGENCY = "urgency changed"
+
+
+ENDED: Final = (StudyState.DONE, StudyState.CANCELLED)  # of which the files may be forgotten
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiving:
+    """A study of which instances may still come."""
+
+    study_instance_uid: str
+    revision: int
+    source: str  # calling AE title of its last sender
+    last_at: float  # when its last instance came, seconds since 1970: to tell whether one came since, not how long ago
 
 
 class Kept(StrEnum):

@@ -26,7 +26,7 @@ def postgresql() -> Iterator[str]:
         missing("the program initdb (PostgreSQL)")
     place = places[-1] if places else Path(str(on_path)).parent
     user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}  # it refuses to be root
-    settings = {"listen_addresses": "127.0.0.1", "port": free_port(), "unix_socket_directories": "", "fsync": "off"}
+    settings = {"listen_addresses": "127.0.0.1", "port": free_port(), "unix_socket_directories": ""}
     with tempfile.TemporaryDirectory() as folder:
         if user:
             shutil.chown(folder, user["user"])

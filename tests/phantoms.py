@@ -17,7 +17,19 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from service.codes import Code, derive_uid
 from service.results.identity import Making, tracking_uid
 from service.spec import FindingClass, ModelSpec
-from service.types import Finding, Instance, Judgement, Lesion, Mark, Model, Point, Series, SourceVolume, Study
+from service.types import (
+    Completeness,
+    Finding,
+    Instance,
+    Judgement,
+    Lesion,
+    Mark,
+    Model,
+    Point,
+    Series,
+    SourceVolume,
+    Study,
+)
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -281,7 +293,7 @@ def making_of(series: Series, *, weights: str = "0" * 64) -> Making:
     study = Study(
         study_instance_uid=str(series.header.StudyInstanceUID),
         series=(series,),
-        completeness="quiet",
+        completeness=Completeness.QUIET,
         received_at=0.0,
     )
     return Making(

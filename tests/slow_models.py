@@ -22,6 +22,35 @@ def write_hanging_model(models: Path, name: str = "hanging") -> Path:
     return _delay(write_model(models, name), 1, 10**15)
 
 
+def write_greedy_model(models: Path, name: str = "greedy") -> Path:
+    """One that asks for 40 TB once there is a bright ball in its window."""
+    folder = write_model(models, name)
+    path = folder / "1" / "model.onnx"
+    model = onnx.load(str(path))
+    (answer,) = model.graph.output
+    last = next(node for node in model.graph.node if answer.name in node.output)
+    last.output[list(last.output).index(answer.name)] = "answer_without_greed"
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["input"], ["brightest"], keepdims=0),
+            helper.make_node("Greater", ["brightest", "bright"], ["is_bright"]),
+            helper.make_node("Where", ["is_bright", "everything", "little"], ["wanted"]),
+            helper.make_node("ConstantOfShape", ["wanted"], ["taken"]),
+            helper.make_node("ReduceMax", ["taken"], ["nil"], keepdims=0),
+            helper.make_node("Add", ["answer_without_greed", "nil"], [answer.name]),
+        ]
+    )
+    constants: dict[str, Any] = {
+        "bright": np.array(0.65, np.float32),
+        "everything": np.array([10**13], np.int64),
+        "little": np.array([1], np.int64),
+    }
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, key) for key, value in constants.items())
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return folder
+
+
 def _delay(folder: Path, rounds: int, rounds_if_bright: int) -> Path:
     """Let a network's answer wait for a loop of so many rounds."""
     path = folder / "1" / "model.onnx"

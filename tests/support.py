@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -38,5 +39,8 @@ def real_series(name: str) -> Path:
     if not (shared / f"{name}.tar.xz").exists():
         missing(f"the real series {name} (shared/data)")
     into = Path(os.environ.get("OVERREAD_TEST_DATA", "/tmp/overread-test-data"))
-    subprocess.run(["sh", str(shared / "unpack"), str(into), name], check=True)
+    into.mkdir(parents=True, exist_ok=True)
+    with (into / "lock").open("w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["sh", str(shared / "unpack"), str(into), name], check=True)
     return into / name

@@ -27,9 +27,9 @@ from service.analysis.schedule import Scheduler
 from service.analysis.volume import read_volume
 from service.analysis.waiting import Stream
 from service.backend import open_backend
-from service.config import Analysis
 from service.models import installed
 from service.run import read_folder
+from service.settings.analysis import Analysis
 from service.types import Lesion, Model, SourceVolume
 
 Vector = NDArray[np.float64]

@@ -25,11 +25,11 @@ from service.analysis.select import select
 from service.analysis.volume import read_volume
 from service.analysis.waiting import Stream
 from service.backend import open_backend
-from service.config import Analysis
 from service.demo.phantom import Phantom
 from service.demo.phantom_mr import ONE_MASS, head, write_head
 from service.models import installed
 from service.run import read_folder
+from service.settings.analysis import Analysis
 from service.spec import JudgementRules, ModelSpec
 from service.types import Model, ScorePrediction, SourceVolume, Study
 

@@ -13,6 +13,7 @@ import numpy as np
 from service.analysis import regions
 from service.analysis.answers import Boxes, Maps, Scores
 from service.analysis.axes import Axes
+from service.analysis.kept import StageKeeper
 from service.analysis.layout import Map
 from service.analysis.resample import Grid, bounds, greatest, resample, whole
 from service.analysis.waiting import Stream
@@ -43,9 +44,20 @@ class Runner(Protocol):
 
 
 def infer(
-    source: SourceVolume, spec: ModelSpec, scheduler: Runner, *, stream: Stream, progress: Progress
+    source: SourceVolume,
+    spec: ModelSpec,
+    scheduler: Runner,
+    *,
+    stream: Stream,
+    progress: Progress,
+    kept: StageKeeper | None = None,
 ) -> Prediction:
     """Run a model's stages in order.
+
+    Parameters
+    ----------
+    kept
+        Where results of stages before the last are kept, and found again by another try; None: nowhere.
 
     Returns
     -------
@@ -60,14 +72,13 @@ def infer(
     BackendError
         If a network can't be run, or its answers are no numbers.
     """
-    work = _Work(source=source, spec=spec, scheduler=scheduler, stream=stream, progress=progress)
+    work = _Work(source=source, spec=spec, scheduler=scheduler, stream=stream, progress=progress, kept=kept)
     maps: dict[str, Map] = {}
     seconds: dict[str, float] = {}
     for stage in spec.stages[:-1]:
         work.check(stage, maps)
         with _timed(seconds, stage.name):
-            found = work.maps(stage, maps, (stage.channel,)) if stage.rule == "network" else work.rule(stage)
-            maps[stage.name] = replace(found, probability=None)  # later stages need the mask only
+            maps[stage.name] = work.region(stage, maps)
     last = spec.stages[-1]
     work.check(last, maps)
     channels = tuple(known.channel for known in spec.classes)
@@ -94,6 +105,7 @@ class _Work:
     scheduler: Runner
     stream: Stream
     progress: Progress
+    kept: StageKeeper | None
 
     @property
     def grid(self) -> Grid:
@@ -104,6 +116,19 @@ class _Work:
         """Refuse to go on without that in which a stage works."""
         if stage.within and not maps[stage.within.stage].mask.any():
             raise self._not_found(stage, f"no {stage.within.stage} in the images")
+
+    def region(self, stage: Stage, maps: Mapping[str, Map]) -> Map:
+        """What a stage finds for those behind it: their mask only. An earlier try may have found it already."""
+        within = maps[stage.within.stage] if stage.within else None
+        if self.kept and (known := self.kept.find(stage, within)):
+            self.progress(model=self.spec.name, stage=stage.name, done=1, total=1)
+            return known
+        began = time.perf_counter()
+        found = self.maps(stage, maps, (stage.channel,)) if stage.rule == "network" else self.rule(stage)
+        found = replace(found, probability=None)
+        if self.kept:
+            self.kept.keep(stage, within, found, seconds=time.perf_counter() - began)
+        return found
 
     def maps(self, stage: Stage, maps: Mapping[str, Map], channels: tuple[int, ...]) -> Map:
         """Run a network that gives maps; those of some channels."""

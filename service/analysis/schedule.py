@@ -148,6 +148,11 @@ class Scheduler:
                 for name in sorted(self._registry.networks)
             ]
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that loaded networks and running batches take of the device, and may take (0: no limit)."""
+        with self._wake:
+            return self._memory.used_bytes, self._memory.limit_bytes
+
     # --- For those who ask ------------------------------------------------------------------------------------------
 
     def map(self, stream: Stream, network: str, patches: Iterable[Array]) -> Iterator[Answers]:

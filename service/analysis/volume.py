@@ -8,14 +8,13 @@ from pathlib import Path
 
 import highdicom as hd
 import numpy as np
-from pydicom import dcmread
 from pydicom.pixels.processing import apply_rescale
-from pydicom.pixels.utils import iter_pixels
 
 from service.analysis.frames import frames_of
 from service.analysis.geometry import Stack, numbers, stack
 from service.codes import derive_uid
-from service.errors import MissingAttribute, StudyUnsuitable, UnsuitableGeometry
+from service.decoding import frames
+from service.errors import DecoderLost, MissingAttribute, StudyUnsuitable, Undecodable, UnsuitableGeometry
 from service.types import Array, Instance, Series, SourceVolume
 
 COSINE_TOLERANCE = 1e-3  # of a direction cosine, about 0.06 degrees
@@ -39,6 +38,8 @@ def read_volume(series: Series) -> SourceVolume:
         If the images are not one regular, straight stack; the reason names the place.
     MissingAttribute, StudyUnsuitable
         If an image can't be placed, or its pixels can't be decoded.
+    DecoderLost
+        If what decodes them was ended by somebody else.
     """
     placed = stack(list(chain.from_iterable(_as_slices(instance) for instance in series.instances)))
     _check(series, placed)
@@ -55,9 +56,13 @@ def read_volume(series: Series) -> SourceVolume:
     by_file: dict[Path, list[int]] = {}  # slices of axis 0
     for index, instance in enumerate(placed.ordered):
         by_file.setdefault(instance.path, []).append(index)
-    with ThreadPoolExecutor(max_workers=4) as pool:  # decoders release the GIL
-        for _ in pool.map(lambda slices: _read_file(placed.ordered, slices, array), by_file.values()):
-            pass  # raises what was raised there
+    with ThreadPoolExecutor(max_workers=4) as pool:  # other processes decode
+        try:
+            for _ in pool.map(lambda slices: _read_file(placed.ordered, slices, array), by_file.values()):
+                pass  # raises what was raised there
+        except Exception:
+            pool.shutdown(wait=False, cancel_futures=True)  # the others need not be read any more
+            raise
     return SourceVolume(
         series=series,
         volume=hd.Volume(array, affine, coordinate_system="PATIENT", frame_of_reference_uid=frame_of_reference),
@@ -159,19 +164,21 @@ def _read_file(ordered: tuple[Instance, ...], slices: list[int], array: Array) -
     """
     first = ordered[slices[0]]
     try:
-        wanted = [(ordered[index].frame or 1) - 1 for index in slices]
-        frames = [dcmread(first.path).pixel_array] if first.frame is None else iter_pixels(first.path, indices=wanted)
-        for index, pixels in zip(slices, frames, strict=True):
+        wanted = None if first.frame is None else [(ordered[index].frame or 1) - 1 for index in slices]
+        for index, pixels in zip(slices, frames(first.path, first.transfer_syntax_uid, wanted), strict=True):
             values = np.asarray(apply_rescale(pixels, ordered[index].header), np.float32)
             if values.shape != array.shape[1:]:
                 raise _NotASlice(f"an array of shape {values.shape}")
             array[index] = values
-    except Exception as exc:  # decoders raise whatever they like; each means the same here
+    except DecoderLost:
+        raise
+    except Exception as exc:  # what the header makes of the values may fail, too
+        words = exc.found if isinstance(exc, Undecodable) else type(exc).__name__
         raise StudyUnsuitable(
             doing=f"decoding the pixels of image {first.sop_instance_uid}",
             found=str(exc)
             if isinstance(exc, _NotASlice)
-            else f"{type(exc).__name__} with transfer syntax {first.transfer_syntax_uid}",
+            else f"{words} with transfer syntax {first.transfer_syntax_uid}",
             rule="pixel data are as long and as encoded as the header says, one sample per pixel (PS3.5 section 8)",
             way_out="send the original grey-scale images again, uncompressed if their transfer syntax is a rare one",
         ) from exc

@@ -5,16 +5,13 @@ from __future__ import annotations
 import faulthandler
 import os
 import queue
-import resource
-import signal
 import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from service import log
+from service import child, log
 from service.backends.messages import Command, Reply, place_batch
 from service.backends.shared import Block
 from service.errors import ContractBroken, ServiceError
@@ -22,8 +19,6 @@ from service.types import Network
 
 if TYPE_CHECKING:  # only this process loads ONNX Runtime, and only once it runs
     from service.backends.onnx import Runtime
-
-_VICTIM: Final = "500"  # oom_score_adj: where memory runs out the engine goes, and nobody who holds a study
 
 
 def run_engine(channel: Connection, threads: int, memory_gib: float) -> None:
@@ -35,11 +30,7 @@ def run_engine(channel: Connection, threads: int, memory_gib: float) -> None:
         Its other end gives commands and gets replies; first of all, `Abilities`.
     """
     log.set_up()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends this process when nobody needs it any more
-        signal.signal(number, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patients' images
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_VICTIM)
+    child.serve()
     faulthandler.enable()
     try:
         from service.backends.onnx import Runtime

@@ -15,8 +15,8 @@ from service.backends.shared import sweep
 from service.backends.triton_channel import translate
 from service.backends.triton_contract import VERSION, check, not_ready
 from service.backends.triton_line import Forgotten, Line
-from service.config import Triton
 from service.errors import BackendCrashed, BackendTimeout, BackendUnavailable, ContractBroken, OutOfMemory
+from service.settings.analysis import Triton
 from service.types import Array, Envelope, Network
 
 _LOAD_PATIENCE = 10  # times `patch_seconds`: TensorRT builds its engine when a network is loaded

@@ -10,7 +10,6 @@ import grpc
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from service.config import Triton
 from service.errors import (
     BackendCrashed,
     BackendError,
@@ -20,6 +19,7 @@ from service.errors import (
     ContractBroken,
     OutOfMemory,
 )
+from service.settings.analysis import Triton
 
 _CHANNEL = [
     ("grpc.max_send_message_length", 2**31 - 1),

@@ -17,8 +17,8 @@ from service.backends.triton_channel import connect, is_forgotten, translate
 from service.backends.triton_contract import VERSION
 from service.backends.triton_memory import KINDS, is_written
 from service.backends.triton_pool import Lent, Pool
-from service.config import Triton
 from service.errors import BackendUnavailable, ContractBroken, OutOfMemory
+from service.settings.analysis import Triton
 from service.types import Array, Network
 
 # How often each byte of a message is copied in this process, by the sources of tritonclient, protobuf and grpcio:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from service.demo.phantom_dicom import write_localizer, write_series
 from service.errors import ConfigError, PeerUnreachable
 from service.install import install
 from service.models import available, is_installed
+from service.requestor import steady
 from service.run import read_folder
 from service.show import Bars, console, findings_table, place_of
 from service.types import Study
@@ -48,8 +51,13 @@ port = {http}
 """
 
 
-def demo(folder: Path | None, out: Path, *, models_directory: Path) -> int:
+def demo(folder: Path | None, out: Path, *, models_directory: Path, stay: bool = False) -> int:
     """Run the whole way once.
+
+    Parameters
+    ----------
+    stay
+        Whether PACS and service stay up afterwards, with the page, until somebody interrupts.
 
     Returns
     -------
@@ -78,24 +86,44 @@ def demo(folder: Path | None, out: Path, *, models_directory: Path) -> int:
         write_series(phantom, folder)
         write_localizer(phantom, folder)
     study = read_folder(folder)[0]
-    pacs = start_pacs(out / "pacs")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # else what was started here would outlive it
+    dicom = free_port()
+    pacs = start_pacs(out / "pacs", service_port=dicom)
     service = None
     try:
-        service, dicom, http = _start_service(out, pacs, models_directory)
-        console.print(f"Receiving PACS: {pacs.name}. Service: DICOM port {dicom}, http://127.0.0.1:{http}")
+        service, http = _start_service(out, pacs, models_directory, dicom)
+        console.print(f"Receiving PACS: {pacs.name}. Service: DICOM port {dicom}, page http://127.0.0.1:{http}/")
         _push(study, dicom)
         result = _wait(study.study_instance_uid, http)
         pictures = _save_files(result, http, out / "results")
+        code = _report(result, planted, pictures, out)
+        if stay:
+            _stay(http, dicom)
     finally:
         if service:
             service.terminate()
             service.wait(timeout=60)
         pacs.stop()
-    return _report(result, planted, pictures, out)
+    return code
 
 
-def _start_service(out: Path, pacs: Pacs, models_directory: Path) -> tuple[subprocess.Popen[bytes], int, int]:
-    dicom, http = free_port(), free_port()
+def _stay(http: int, dicom: int) -> None:
+    """Wait until somebody interrupts."""
+    console.print(f"The page: http://127.0.0.1:{http}/ - send studies to OVERREAD at 127.0.0.1:{dicom}; Ctrl-C ends.")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("Ending.")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _start_service(out: Path, pacs: Pacs, models_directory: Path, dicom: int) -> tuple[subprocess.Popen[bytes], int]:
+    http = free_port()
     config = out / _MARK
     config.write_text(
         _CONFIG.format(
@@ -115,7 +143,7 @@ def _start_service(out: Path, pacs: Pacs, models_directory: Path) -> tuple[subpr
             rule="the service starts on free loopback ports",
             way_out=f"read {out / 'service.log'}",
         ) from exc
-    return process, dicom, http
+    return process, http
 
 
 def _push(study: Study, port: int) -> None:
@@ -125,6 +153,7 @@ def _push(study: Study, port: int) -> None:
     for sop_class, syntax in sorted({(i.sop_class_uid, i.transfer_syntax_uid) for i in instances}):
         ae.add_requested_context(sop_class, syntax)
     association = ae.associate("127.0.0.1", port, ae_title="OVERREAD", max_pdu=0)
+    steady(association)
     try:
         for instance in instances:
             answer = association.send_c_store(dcmread(instance.path)) if association.is_established else None
@@ -152,7 +181,7 @@ def _wait(study_uid: str, port: int) -> dict[str, Any]:
                 continue
             if result["state"] != stage:
                 stage = result["state"]
-                console.print(f"Study {stage}" + (f": {result['waits']}" if "waits" in result else ""))
+                console.print(f"Study {stage}" + (f": {result['waits']}" if result["waits"] else ""))
             for model, part in result["progress"].items():
                 bars.show(model=model, **part)
             if result["state"] in ("done", "undelivered"):

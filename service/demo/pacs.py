@@ -34,10 +34,19 @@ class Pacs(Protocol):
         """End it."""
 
 
-def start_pacs(directory: Path) -> Pacs:
-    """Start the best PACS at hand on a free loopback port; what it stores goes below the directory."""
+def start_pacs(directory: Path, *, service_port: int) -> Pacs:
+    """Start the best PACS at hand on a free port; what it stores goes below the directory.
+
+    Parameters
+    ----------
+    service_port
+        Where it finds our service, to report what it has committed to.
+    """
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
-    return OrthancPacs(program, directory) if program else OwnPacs(directory)
+    # Orthanc's DICOM port can't be bound to loopback: at least nobody else is known to it, nor may ask it anything.
+    known = {"DicomModalities": {"overread": ["OVERREAD", "127.0.0.1", service_port]}, "DicomCheckModalityHost": True}
+    alone = {"DicomAlwaysAllowFind": False, "DicomAlwaysAllowStore": False, "DicomAlwaysAllowEcho": False}
+    return OrthancPacs(program, directory, more=known | alone) if program else OwnPacs(directory)
 
 
 class OrthancPacs:
@@ -128,7 +137,7 @@ def free_port() -> int:
         return port
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], *, seconds: float = 60.0) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], *, seconds: float = 150.0) -> None:
     """Wait until a process listens on a loopback port.
 
     Raises

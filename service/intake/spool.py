@@ -1,8 +1,8 @@
 """[edge: disk] What came in, kept on disk: temp file, fsync, link, fsync.
 
 It promises that a file which `Spool.keep` has returned is on the disk under its final name with the bytes that were
-received, and that no file is ever replaced; only `Spool.forget` takes one away. It does not look into the bytes;
-`encoding.identify` does.
+received, also after a power cut, and that no file is ever replaced; only `Spool.forget` takes one away. It does not
+look into the bytes; `encoding.identify` does.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from service import faults
 from service.codes import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from service.errors import OutOfSpace
-from service.files import sync_folder
+from service.files import make_folder, sync_folder
 from service.intake.encoding import Identity, is_uid
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -50,11 +51,9 @@ class Spool:
         self._directory, self._minimum_free_bytes = directory / "spool", minimum_free_bytes
         # Temp files lie apart, on the same file system: study folders hold whole files only, a sweep is one listing.
         self._incoming = self._directory / "incoming"
-        missing = [folder for folder in (self._incoming, *self._incoming.parents) if not folder.exists()]
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        for folder in missing:
-            sync_folder(folder.parent)
-        self._synced: set[Path] = set()
+        make_folder(self._incoming)
+        # The study folders whose names are durable, as of the time (ns) at which one was last made or removed.
+        self._synced, self._synced_at = set[Path](), 0
         self._lock = threading.Lock()
 
     def check_space(self, needed_bytes: int = 0) -> None:
@@ -81,6 +80,12 @@ class Spool:
         """
         meta = _file_meta(identity, transfer_syntax_uid, calling_ae_title)
         sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            return self._keep(meta, data, identity, sha256)
+        except FileNotFoundError:  # retention took the study's folder away meanwhile: it is made anew
+            return self._keep(meta, data, identity, sha256)
+
+    def _keep(self, meta: bytes, data: bytes, identity: Identity, sha256: str) -> KeptFile:
         temp = self._incoming / uuid.uuid4().hex
         try:
             folder = self._study_folder(identity.study_instance_uid)
@@ -89,11 +94,15 @@ class Spool:
                     file.write(meta)
                     file.write(data)
                     file.flush()
+                    faults.point("spool.written")
                     os.fsync(file.fileno())
+                faults.point("spool.fsynced")
                 path = self._name(temp, folder, identity.sop_instance_uid, sha256)
+                faults.point("spool.linked")
             finally:
                 temp.unlink(missing_ok=True)
             sync_folder(folder)  # also where the file was there already: its writer may not have come so far
+            faults.point("spool.kept")
         except OSError as exc:
             if exc.errno not in _NO_SPACE:
                 raise
@@ -125,15 +134,18 @@ class Spool:
         if not is_uid(study_instance_uid):  # `identify` saw to it; a path is worth a second look
             raise ValueError("no UID")
         folder = self._directory / study_instance_uid
-        try:
+        with suppress(FileExistsError):
             folder.mkdir()
-        except FileExistsError:
-            if folder in self._synced:
-                return folder
-        sync_folder(self._directory)  # once per process, for another may have made it and not come to its fsync
+        # Each process does the fsync itself, for the one that made the folder may not have come to it. It does so once,
+        # until a folder is made or removed: it might be this one, removed and made again by another process.
+        changed_at = self._directory.stat().st_mtime_ns
         with self._lock:
-            if len(self._synced) > 10_000:
-                self._synced.clear()
+            if changed_at == self._synced_at and folder in self._synced:
+                return folder
+        sync_folder(self._directory)
+        with self._lock:
+            if changed_at != self._synced_at:
+                self._synced, self._synced_at = set(), changed_at
             self._synced.add(folder)
         return folder
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from pydicom import Dataset, dcmread
 
 from service.errors import NotUnderstood
-from service.types import Instance, Series, Study
+from service.types import Completeness, Instance, Series, Study
 
 
 def read_instance(path: Path) -> Instance:
@@ -50,7 +49,11 @@ def read_instance(path: Path) -> Instance:
 
 
 def group(
-    instances: Iterable[Instance], *, completeness: Literal["quiet", "verified"] = "quiet", received_at: float = 0.0
+    instances: Iterable[Instance],
+    *,
+    completeness: Completeness = Completeness.QUIET,
+    missing: str = "",
+    received_at: float = 0.0,
 ) -> list[Study]:
     """Group instances into series and studies, each ordered by UID."""
     by_study: dict[str, dict[str, list[Instance]]] = defaultdict(lambda: defaultdict(list))
@@ -68,6 +71,7 @@ def group(
                 for series_uid, members in sorted(by_series.items())
             ),
             completeness=completeness,
+            missing=missing,
             received_at=received_at,
         )
         for study_uid, by_series in sorted(by_study.items())

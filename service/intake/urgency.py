@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.config import Route
+from service.settings.intake import Route
 from service.types import Priority
 
 # Requested Procedure Priority (0040,1003), defined terms of PS3.3 C.4.11; MEDIUM is the model's middle one.

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from service.results.identity import DISCLAIMER, label
+from service.results.planes import WINDOWS, auto_window
 from service.results.sheet import (
     AMBER,
     BLACK,
@@ -37,10 +38,9 @@ Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 _SLICE = 768  # longer side of the whole slice on the canvas, in pixels
 _LEAST_FIELD_MM = 40.0  # of the enlargement: a nodule of 5 mm needs its surroundings to be recognised
 _LUNG_SITES = {"39607008"}  # SCT Lung
-_SOFT_TISSUE, _LUNG = (40.0, 400.0), (-600.0, 1500.0)  # window centre and width, HU
 _BAR_MM = (200, 100, 50, 20, 10, 5, 2, 1)
 _OPPOSITE = dict(zip("LPHRAF", "RAFLPH", strict=True))
-_SMOOTH, _AROUND = Image.Resampling.BILINEAR, np.ones((3, 3), bool)
+_SMOOTH, AROUND = Image.Resampling.BILINEAR, np.ones((3, 3), bool)
 
 
 def picture(source: SourceVolume, finding: Finding, title: str) -> Picture:
@@ -69,7 +69,7 @@ def picture(source: SourceVolume, finding: Finding, title: str) -> Picture:
     if isinstance(finding, Lesion | Mark):
         field = _field(source, finding)
         frame = (*_on(field[:2], whole, slice_.size), *_on(field[2:], whole, slice_.size))
-        _rectangle(ImageDraw.Draw(slice_), frame, GREY, width=1)
+        drawn_rectangle(ImageDraw.Draw(slice_), frame, GREY, width=1)
         canvas.paste(_drawn(source, finding, field, (SIDE, SIDE), axes=True), (x, y))
         y += SIDE + MARGIN
     _directions(ImageDraw.Draw(slice_), source, slice_.size)
@@ -83,9 +83,8 @@ def picture(source: SourceVolume, finding: Finding, title: str) -> Picture:
 def window(source: SourceVolume, finding: Finding) -> tuple[float, float]:
     """Centre and width of the window in which a finding is looked at (PS3.3 C.11.2.1.2), in real-world values."""
     if source.series.modality == "CT":
-        return _LUNG if finding.kind.site.value in _LUNG_SITES else _SOFT_TISSUE
-    low, high = (float(value) for value in np.percentile(source.volume.array[finding.key_slice], (1, 99)))
-    return (low + high) / 2, max(high - low, 1e-6)
+        return WINDOWS["lung" if finding.kind.site.value in _LUNG_SITES else "soft-tissue"]
+    return auto_window(source.volume.array[finding.key_slice])
 
 
 # --- The slice ------------------------------------------------------------------------------------------------------
@@ -141,10 +140,10 @@ def _drawn(source: SourceVolume, finding: Finding, extent: Extent, size: Size, *
             left, top = _on((finding.low[2] + 0.5, finding.low[1] + 0.5), extent, size)
             right, bottom = _on((finding.high[2] + 0.5, finding.high[1] + 0.5), extent, size)
             if finding.size_mm:
-                _rectangle(draw, (left - 2, top - 2, right + 2, bottom + 2), colour, width=2)
+                drawn_rectangle(draw, (left - 2, top - 2, right + 2, bottom + 2), colour, width=2)
             for x, y in () if finding.size_mm else ((1, 0), (-1, 0), (0, 1), (0, -1)):  # the point itself stays free
-                _line(draw, (left + 6 * x, top + 6 * y, left + 18 * x, top + 18 * y), colour, width=2)
-    _scale(draw, (extent[2] - extent[0]) * float(source.volume.spacing[2]) / size[0], size)
+                drawn_line(draw, (left + 6 * x, top + 6 * y, left + 18 * x, top + 18 * y), colour, width=2)
+    drawn_scale(draw, (extent[2] - extent[0]) * float(source.volume.spacing[2]) / size[0], size)
     return part
 
 
@@ -155,7 +154,7 @@ def _outlined(part: Image.Image, source: SourceVolume, finding: Lesion, extent: 
     filled = Image.fromarray(mask).transform(part.size, Image.Transform.EXTENT, extent, resample=_SMOOTH)
     inside = np.asarray(filled) > 127
     near = ndimage.binary_dilation(inside)
-    border = ndimage.binary_dilation(inside, _AROUND, iterations=3)
+    border = ndimage.binary_dilation(inside, AROUND, iterations=3)
     canvas = np.array(part)
     canvas[ndimage.binary_dilation(border) & ~inside] = edge_of(finding.kind.colour)
     canvas[border & ~near] = finding.kind.colour
@@ -177,7 +176,7 @@ def _directions(draw: ImageDraw.ImageDraw, source: SourceVolume, size: Size) -> 
         (_OPPOSITE[down], (size[0] / 2, 6), "mt"),
         (down, (size[0] / 2, size[1] - 6), "mb"),
     ):
-        _word(draw, place, letter, anchor)
+        drawn_word(draw, place, letter, anchor)
 
 
 def _letter(direction: NDArray[np.float64]) -> str:
@@ -185,7 +184,7 @@ def _letter(direction: NDArray[np.float64]) -> str:
     return ("LPH" if direction[axis] > 0 else "RAF")[axis]
 
 
-def _scale(draw: ImageDraw.ImageDraw, mm_of_pixel: float, size: Size) -> None:
+def drawn_scale(draw: ImageDraw.ImageDraw, mm_of_pixel: float, size: Size) -> None:
     """A bar of a round length at the lower left, at most a quarter of the width."""
     length = next((mm for mm in _BAR_MM if mm / mm_of_pixel < size[0] / 4 + 1), _BAR_MM[-1])
     left, y, right = 10.0, size[1] - 10.0, 10.0 + length / mm_of_pixel
@@ -193,7 +192,7 @@ def _scale(draw: ImageDraw.ImageDraw, mm_of_pixel: float, size: Size) -> None:
     for colour, width in ((BLACK, 5), (WHITE, 3)):
         for line in bar:
             draw.line(line, fill=colour, width=width)
-    _word(draw, (left, y - 8), f"{length // 10} cm" if length >= 50 else f"{length} mm", "lb")
+    drawn_word(draw, (left, y - 8), f"{length // 10} cm" if length >= 50 else f"{length} mm", "lb")
 
 
 # --- Lines that are seen on dark and on light -----------------------------------------------------------------------
@@ -206,12 +205,12 @@ def edge_of(colour: Colour) -> Colour:
     return BLACK if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else WHITE
 
 
-def _line(draw: ImageDraw.ImageDraw, line: Extent, colour: Colour, *, width: int) -> None:
+def drawn_line(draw: ImageDraw.ImageDraw, line: Extent, colour: Colour, *, width: int) -> None:
     draw.line(line, fill=edge_of(colour), width=width + 2)
     draw.line(line, fill=colour, width=width)
 
 
-def _rectangle(draw: ImageDraw.ImageDraw, box: Extent, colour: Colour, *, width: int) -> None:
+def drawn_rectangle(draw: ImageDraw.ImageDraw, box: Extent, colour: Colour, *, width: int) -> None:
     left, top, right, bottom = box
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=edge_of(colour), width=width + 2)
     draw.rectangle(box, outline=colour, width=width)
@@ -222,13 +221,13 @@ def _dashed(draw: ImageDraw.ImageDraw, first: NDArray[np.float64], last: NDArray
     dashes = max(1, round(float(np.linalg.norm(last - first)) / 12))
     for dash in range(dashes):
         start, stop = (first + (last - first) * share / dashes for share in (dash + 0.25, dash + 0.75))
-        _line(draw, (*start, *stop), CYAN, width=2)
+        drawn_line(draw, (*start, *stop), CYAN, width=2)
     for end in (first, last):
         draw.ellipse([*(end - 3), *(end + 3)], outline=BLACK)
         draw.ellipse([*(end - 2), *(end + 2)], outline=CYAN)
 
 
-def _word(draw: ImageDraw.ImageDraw, place: tuple[float, float], word: str, anchor: str) -> None:
+def drawn_word(draw: ImageDraw.ImageDraw, place: tuple[float, float], word: str, anchor: str) -> None:
     draw.text(place, word, fill=WHITE, font=font(18), anchor=anchor, stroke_width=2, stroke_fill=BLACK)
 
 

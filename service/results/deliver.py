@@ -1,23 +1,17 @@
-"""[edge] One object to one destination: C-ECHO, C-STORE, and the question whether it is there (C-FIND)."""
+"""[edge] One object to one destination: C-ECHO and C-STORE."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelFind,
-    Verification,
-)
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from service.codes import CLASS_NOT_SUPPORTED, SUCCESS, WARNINGS, status_may_pass, status_word
-from service.config import Destination
-from service.errors import DeliveryError, InstanceRefused, NotAccepted
+from service.errors import DeliveryError, FrozenObjectLost, InstanceRefused, NotAccepted
 from service.results.association import answered, association_with, context_of
-from service.types import Delivery
-
-_PENDING = frozenset({0xFF00, 0xFF01})  # PS3.4 Table C.4-1
+from service.settings.destinations import Destination
 
 
 def echo(destination: Destination, *, our_ae_title: str) -> None:
@@ -48,12 +42,11 @@ def send(path: Path, sop_class_uid: str, destination: Destination, *, our_ae_tit
     try:
         dataset = dcmread(path)
     except (OSError, InvalidDicomError) as exc:
-        raise InstanceRefused(
+        raise FrozenObjectLost(
             doing=f"reading the frozen object {path.name}",
             found=type(exc).__name__,
             rule="frozen objects stay on the disk as they were written",
             way_out="find out who removed or changed it; re-analyse the study",
-            retry=False,
         ) from exc
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     with association_with(destination, our_ae_title, [context_of(sop_class_uid, syntax)]) as association:
@@ -77,37 +70,6 @@ def send(path: Path, sop_class_uid: str, destination: Destination, *, our_ae_tit
             retry=status_may_pass(status),
         )
     return ""
-
-
-def is_present(delivery: Delivery, destination: Destination, *, our_ae_title: str) -> bool:
-    """Ask a destination whether it has an object (C-FIND, Study Root, IMAGE level, PS3.4 C.6.2).
-
-    Raises
-    ------
-    DeliveryError
-        If it can't be asked now, or at all.
-    """
-    question = Dataset()
-    question.QueryRetrieveLevel = "IMAGE"
-    question.StudyInstanceUID = delivery.study_instance_uid
-    question.SeriesInstanceUID = delivery.series_instance_uid
-    question.SOPInstanceUID = sop_uid = delivery.sop_instance_uid
-    model = StudyRootQueryRetrieveInformationModelFind
-    with association_with(destination, our_ae_title, [context_of(model)]) as association:
-        found = False
-        for answer, identifier in association.send_c_find(question, model):
-            status = int(answered(answer, destination, "C-FIND").Status)
-            if status in _PENDING:
-                found |= identifier is not None and str(identifier.get("SOPInstanceUID", sop_uid)) == sop_uid
-            elif status != SUCCESS:
-                raise InstanceRefused(
-                    doing=f"asking {destination.name} for {sop_uid}",
-                    found=f"status {status:04X}",
-                    rule="a query ends with Success (PS3.4 Table C.4-1)",
-                    way_out='allow our AE title to query, or set confirm = "none" for this destination',
-                    retry=True,
-                )
-        return found
 
 
 def explain(error: DeliveryError) -> str:

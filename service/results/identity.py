@@ -22,7 +22,18 @@ from service import __version__, codes
 from service.forms import Kind
 from service.results import charset
 from service.spec import ModelSpec
-from service.types import Finding, Model, Outcome, Point, Report, ResultObject, Series, SourceVolume, Study
+from service.types import (
+    Completeness,
+    Finding,
+    Model,
+    Outcome,
+    Point,
+    Report,
+    ResultObject,
+    Series,
+    SourceVolume,
+    Study,
+)
 
 NAME = codes.PRODUCT
 SERIAL_NUMBER = f"{NAME}-{__version__}"  # Type 1 in a SEG; the program has no number but its version
@@ -76,7 +87,10 @@ def instance_uid(making: Making, source: SourceVolume | None, name: Name) -> str
 
 def base_uid(making: Making, source: SourceVolume | None, name: Name) -> str:
     """What the SOP Instance UID is derived from, whatever the form and the predecessor: one for one content."""
-    return codes.derive_uid(*_origin(making, source), name.kind, name.outcome)
+    study = making.study
+    # What is missing is said in every object's answer: with the same images, another lack is another content.
+    lack = [study.missing] if study.completeness is Completeness.PARTIAL else []
+    return codes.derive_uid(*_origin(making, source), name.kind, name.outcome, *lack)
 
 
 def predecessors(making: Making, base: str, form: str) -> list[Report]:

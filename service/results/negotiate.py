@@ -17,14 +17,15 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
 )
 
 from service.codes import LABEL_MAP_SEGMENTATION_STORAGE
-from service.config import Destination
 from service.errors import InstanceRefused, NotAccepted
 from service.results.association import association_with, context_of
+from service.settings.destinations import Destination
 
 RESULTS: tuple[tuple[str, str], ...] = (  # SOP class and transfer syntax of every object that we can write
     (SegmentationStorage, ExplicitVRLittleEndian),
@@ -41,7 +42,7 @@ _FRESH_SECONDS = 300.0  # how long an answer holds; a refusal of a context ends 
 
 
 def negotiate(destination: Destination, *, our_ae_title: str) -> frozenset[tuple[str, str]]:
-    """Ask a destination, in one association, which of `RESULTS` it accepts, and whether it can be queried.
+    """Ask a destination, in one association, which of `RESULTS` it accepts, and whether it commits and can be queried.
 
     Each pair is proposed in a context of its own, since of one with several transfer syntaxes only one is accepted
     (PS3.8 section 9.3.3.2).
@@ -49,7 +50,7 @@ def negotiate(destination: Destination, *, our_ae_title: str) -> frozenset[tuple
     Returns
     -------
     frozenset
-        SOP Class UID (also of Verification and of the query) and Transfer Syntax UID.
+        SOP Class UID (also of Verification, of storage commitment and of the query) and Transfer Syntax UID.
 
     Raises
     ------
@@ -57,7 +58,10 @@ def negotiate(destination: Destination, *, our_ae_title: str) -> frozenset[tuple
         If it can't be asked.
     """
     contexts = [context_of(sop_class, syntax) for sop_class, syntax in RESULTS]
-    contexts += [context_of(Verification), context_of(StudyRootQueryRetrieveInformationModelFind)]
+    contexts += [
+        context_of(service)
+        for service in (Verification, StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind)
+    ]
     try:
         with association_with(destination, our_ae_title, contexts) as association:
             return frozenset(
@@ -72,6 +76,24 @@ def negotiate(destination: Destination, *, our_ae_title: str) -> frozenset[tuple
 def can_be_queried(accepted: frozenset[tuple[str, str]]) -> bool:
     """Whether a destination that accepts these can be asked for what it has."""
     return any(sop_class == StudyRootQueryRetrieveInformationModelFind for sop_class, _ in accepted)
+
+
+def commits(accepted: frozenset[tuple[str, str]]) -> bool:
+    """Whether a destination that accepts these can be asked to commit to what it stored (PS3.4 Annex J)."""
+    return any(sop_class == StorageCommitmentPushModel for sop_class, _ in accepted)
+
+
+def no_receipt(destination: Destination, accepted: frozenset[tuple[str, str]]) -> str:
+    """Why results can't be confirmed at a destination that accepts these, as its settings ask; empty if they can."""
+    can_find = bool(destination.qido_url) or can_be_queried(accepted)
+    match destination.confirm:
+        case "commitment" if not commits(accepted):
+            return "it offers no storage commitment"
+        case "query" if not can_find:
+            return "it can't be asked whether it has them (C-FIND)"
+        case "auto" if not commits(accepted) and not can_find:
+            return "it offers neither storage commitment nor C-FIND"
+    return ""
 
 
 def is_verified(accepted: frozenset[tuple[str, str]]) -> bool:
@@ -101,6 +123,32 @@ class Acceptance:
         DeliveryError
             If it has to be asked, and can't be.
         """
+        accepted = self._fresh(destination)
+        return lambda sop_class, syntax: (sop_class, syntax) in accepted
+
+    def commits(self, destination: Destination) -> bool:
+        """Whether the destination can be asked to commit to what it stored.
+
+        Raises
+        ------
+        DeliveryError
+            If it has to be asked, and can't be.
+        """
+        return commits(self._fresh(destination))
+
+    def refuse(self, destination: Destination, sop_class: str, syntax: str) -> None:
+        """Remember that it has just refused what it had accepted; asked again, it may say as before."""
+        with self._lock:
+            asked_at, accepted = self._known.get(destination.name, (-_FRESH_SECONDS, frozenset()))
+            self._known[destination.name] = (asked_at, accepted - {(sop_class, syntax)})
+
+    def no_commitment(self, destination: Destination) -> None:
+        """Remember that it offers storage commitment and does not give it."""
+        for sop_class, syntax in self._fresh(destination):
+            if sop_class == StorageCommitmentPushModel:
+                self.refuse(destination, sop_class, syntax)
+
+    def _fresh(self, destination: Destination) -> frozenset[tuple[str, str]]:
         with self._lock:
             asked_at, accepted = self._known.get(destination.name, (-_FRESH_SECONDS, frozenset()))
         if time.monotonic() - asked_at >= _FRESH_SECONDS:
@@ -115,10 +163,4 @@ class Acceptance:
                 )
             with self._lock:
                 self._known[destination.name] = (time.monotonic(), accepted)
-        return lambda sop_class, syntax: (sop_class, syntax) in accepted
-
-    def refuse(self, destination: Destination, sop_class: str, syntax: str) -> None:
-        """Remember that it has just refused what it had accepted; asked again, it may say as before."""
-        with self._lock:
-            asked_at, accepted = self._known.get(destination.name, (-_FRESH_SECONDS, frozenset()))
-            self._known[destination.name] = (asked_at, accepted - {(sop_class, syntax)})
+        return accepted

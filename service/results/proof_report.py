@@ -190,7 +190,11 @@ def _prove_border(borders: Sequence[NDArray[np.float64]], area: NDArray[np.bool_
     enclosed = [_enclosed(border - corner, area.shape) for border in borders]
     labels, _ = ndimage.label(area)
     parts = np.isin(labels, np.unique(labels[np.logical_or.reduce(enclosed) & area])) if len(borders) == 1 else area
-    if not parts.any() or (np.logical_or.reduce(enclosed) != ndimage.binary_fill_holes(parts)).any():
+    # Pixels hold together by their edges, so what surrounds them does by corners: a bay whose mouth is one is outside.
+    if (
+        not parts.any()
+        or (np.logical_or.reduce(enclosed) != ndimage.binary_fill_holes(parts, np.ones((3, 3), bool))).any()
+    ):
         raise Fault(f"finding {finding.number} drawn elsewhere on slice {index + 1}", "outlines are its borders")
 
 

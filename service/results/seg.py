@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes as standard
 
 from service import codes
+from service.codecs import prefer_what_does_not_end_us
 from service.forms import Kind, SegForm
 from service.results import frames
 from service.results.copied import complete_headers
@@ -27,6 +28,8 @@ from service.results.identity import (
     tracking_uid,
 )
 from service.types import Lesion, Outcome, ResultObject, SourceVolume
+
+prefer_what_does_not_end_us()
 
 _VOXELS_AT_ONCE = 1 << 26  # of a stack of segments: 256 MB of float32; more are several objects
 

@@ -46,6 +46,7 @@ class Service:
     environment: dict[str, str] = field(default_factory=dict)
     dicom_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
+    command: tuple[str, ...] = ("-m", "service")
     process: subprocess.Popen[bytes] | None = None
 
     def add_destination(self, ae_title: str, port: int, *, name: str = "pacs", more: str = "") -> None:
@@ -64,26 +65,48 @@ class Service:
         )
         return path
 
-    def start(self) -> Service:
-        """Start the process and wait until both ports are open, and the models loaded."""
+    def start(self, meanwhile: Callable[[], None] = lambda: None) -> Service:
+        """Start the process and wait until both ports are open, and the models loaded.
+
+        Parameters
+        ----------
+        meanwhile
+            Called as soon as instances are received, before studies are looked for.
+        """
         starts = len(self.events("service.started")) if (self.folder / "service.log").exists() else 0
+        self._launch()
+        assert self.process
+        wait_for_port(self.dicom_port, self.process)
+        meanwhile()
+        wait_for_port(self.http_port, self.process)
+        _wait(lambda: len(self.events("service.started")) > starts, "the models to be loaded", seconds=90)
+        return self
+
+    def start_to_die(self) -> None:
+        """Start the process and wait until it has ended itself (service/faults.py)."""
+        self._launch()
+        self.wait_until_dead()
+
+    def _launch(self) -> None:
         with (self.folder / "service.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve", "--config", str(self.config)],
+                [sys.executable, *self.command, "serve", "--config", str(self.config)],
                 stderr=log,
                 cwd=REPOSITORY,
                 env={**os.environ, **self.environment},
+                start_new_session=True,  # it may end its process group (service/faults.py)
             )
-        wait_for_port(self.http_port, self.process)
-        wait_for_port(self.dicom_port, self.process)
-        _wait(lambda: len(self.events("service.started")) > starts, "the models to be loaded", seconds=90)
-        return self
 
     def kill(self) -> None:
         """SIGKILL, and wait until the receivers have noticed and given the port back."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.wait_until_dead()
+
+    def wait_until_dead(self, *, seconds: float = 60) -> None:
+        """Wait until it has ended, however, and its receivers have given the port back."""
+        assert self.process is not None
+        self.process.wait(timeout=seconds)
         _wait(lambda: not _is_open(self.dicom_port), "the receivers to end", seconds=20)
 
     def stop(self) -> int:
@@ -91,7 +114,12 @@ class Service:
         if self.process is None or self.process.poll() is not None:
             return self.process.returncode if self.process else 0
         self.process.terminate()
-        return self.process.wait(timeout=40)
+        try:
+            return self.process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)  # it says where each thread is
+            time.sleep(1)
+            raise AssertionError("it does not stop:\n" + self.log()[-10_000:]) from None
 
     def get(self, path: str) -> Any:
         """What the API answers: JSON, or text; None for 404."""
@@ -100,6 +128,14 @@ class Service:
             return None if body is None else json.loads(body)
         except ValueError:
             return body.decode() if body else None
+
+    def post(self, path: str, body: str) -> Any:
+        """What the API answers to a POST of JSON."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}{path}", body.encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            return json.load(reply)
 
     def get_bytes(self, path: str) -> bytes | None:
         """What the API answers, as it is; None for 404."""
@@ -162,11 +198,26 @@ class Orthanc:
     folder: Path
     port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
+    more: dict[str, Any] = field(default_factory=dict)  # settings
     pacs: OrthancPacs | None = None
+
+    def knows(self, service: Service) -> Orthanc:
+        """Let it know our AE title and address, before `start`: so it commits to what it stores."""
+        self.more["DicomModalities"] = {"overread": ["OVERREAD", "127.0.0.1", service.dicom_port]}
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL; what it has stored stays."""
+        if self.pacs:
+            self.pacs.process.kill()
+            self.pacs.process.wait()
+            self.pacs = None
 
     def start(self) -> Orthanc:
         """Start it on its ports."""
-        self.pacs = OrthancPacs(counterpart("Orthanc"), self.folder, http_port=self.http_port, port=self.port)
+        self.pacs = OrthancPacs(
+            counterpart("Orthanc"), self.folder, http_port=self.http_port, port=self.port, more=self.more
+        )
         wait_for_port(self.http_port, self.pacs.process)
         return self
 
@@ -185,6 +236,24 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=60) as reply:
             content: bytes = reply.read()
             return content
+
+    def find(self, study_uid: str) -> list[dict[str, Any]]:
+        """What it has of a study: each instance as it shows it, with the modality of its series."""
+        question = json.dumps({"Level": "Instance", "Expand": True, "Query": {"StudyInstanceUID": study_uid}})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}/tools/find", question.encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            found: list[dict[str, Any]] = json.load(reply)
+        for instance in found:
+            series = self.get(f"/series/{instance['ParentSeries']}")
+            instance["Modality"] = series["MainDicomTags"]["Modality"]
+        return found
+
+    def delete(self, sop_instance_uid: str) -> None:
+        """Let it lose an instance."""
+        url = f"http://127.0.0.1:{self.http_port}/instances/{self.instances()[sop_instance_uid]}"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60).close()
 
     def instances(self) -> dict[str, str]:
         """All that it has: SOP Instance UID to its own identifier."""

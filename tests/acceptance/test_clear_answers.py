@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.acceptance.conftest import Orthanc, Service
 from tests.acceptance.test_main_job import push, study_uid_of
 from tests.support import REPOSITORY, counterpart, free_port, missing
 from tests.toys import bright_study, write_model
+from tests.transcoded import JPEG_LOSSLESS, JPEG_LS, belie, transcode
 
 
 def overread(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -37,6 +39,32 @@ def test_a_study_that_no_model_takes_is_answered(service: Service, orthanc: Orth
     ((_, identifier),) = orthanc.instances().items()
     report = dcmread(DicomBytesIO(orthanc.get_bytes(f"/instances/{identifier}/file")))
     assert "localizers only" in str(report)
+
+
+@pytest.mark.parametrize("syntax", [JPEG_LOSSLESS, JPEG_LS], ids=["JPEG lossless", "JPEG-LS"])
+def test_pixels_at_which_a_codec_ends_its_process_are_an_answer(
+    syntax: int, service: Service, orthanc: Orthanc, tmp_path: Path
+) -> None:
+    damaged, sound = tmp_path / "damaged", tmp_path / "sound"
+    bright_study(damaged, seed=1)
+    bright_study(sound, seed=2)
+    for path in (*damaged.iterdir(), *sound.iterdir()):
+        transcode(path, syntax)
+    for path in damaged.iterdir():
+        belie(path, syntax)
+    service.add_destination("ORTHANC", orthanc.port)
+    service.start()
+    for folder in (damaged, sound):
+        push(folder, service, "--decompress-never")
+    (answer,) = service.wait_for_study(study_uid_of(damaged))["answers"]
+    assert (answer["outcome"], answer["causes"]) == ("unsuitable", ["pixels"])
+    assert "crashes on them (SIGABRT)" in answer["reason"]
+    (answer,) = service.wait_for_study(study_uid_of(sound))["answers"]
+    assert answer["outcome"] == "findings"
+    assert len(service.events("service.started")) == 1
+    assert service.stop() == 0
+    for line in service.log().splitlines():
+        assert json.loads(line)["event"]
 
 
 def test_a_study_without_images_is_answered(service: Service, orthanc: Orthanc, tmp_path: Path) -> None:
@@ -183,6 +211,16 @@ def test_a_port_that_is_taken_refuses_to_start(service: Service) -> None:
                 assert done.returncode == 1
                 assert "Traceback" not in done.stdout + done.stderr
                 assert str(port) in done.stdout + done.stderr
+
+
+def test_a_certificate_that_is_none_refuses_to_start(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    service.add_destination("PACS", free_port(), more='tls = { ca_file = "ca.pem" }')
+    for command in ("serve", "check"):
+        done = overread(command, "--config", service.config)
+        assert done.returncode == 1
+        assert "ca.pem" in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_check_says_that_all_holds(service: Service, orthanc: Orthanc) -> None:

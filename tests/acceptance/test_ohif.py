@@ -19,9 +19,9 @@ from scipy import ndimage
 from service.analysis.schedule import Scheduler
 from service.backend import open_backend
 from service.codes import ALL_ALGORITHMS_NO_FINDINGS, SUCCEEDED, derive_uid
-from service.config import Analysis
 from service.models import available, installed, is_installed, model_of
 from service.results.identity import DISCLAIMER
+from service.settings.analysis import Analysis
 from service.spec import read_spec
 from service.types import Outcome
 from tests.bare import BareBackend

@@ -212,7 +212,7 @@ def test_probe_of_orthanc_proposes_what_it_shows(orthanc: Orthanc, tmp_path: Pat
     code, said = probe(tmp_path, orthanc.port, "--send", ae_title="ORTHANC")
     assert code == 0, said
     assert proposal(said) == Profile()
-    assert "can be asked what it has" in said
+    assert "It offers storage commitment" in said
     assert "stored, found by C-FIND" in said
     assert "NOT found" not in said
     # The specimen is there, images and results, marked as such.

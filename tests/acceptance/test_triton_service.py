@@ -12,12 +12,12 @@ import pytest
 
 from service.analysis.schedule import Scheduler
 from service.backend import open_backend
-from service.config import Analysis
 from service.demo.phantom import chest_abdomen
 from service.demo.phantom_dicom import write_series
 from service.models import installed
 from service.pipeline import analyse
 from service.run import read_folder
+from service.settings.analysis import Analysis
 from service.types import Answer, Lesion, Study
 from tests.acceptance.conftest import Orthanc, Service, wait
 from tests.acceptance.test_many_models import is_running_patches, push, studies
@@ -56,7 +56,7 @@ def answer_of(study: Study, backend: str) -> Answer:
 def test_the_liver_models_findings_are_the_same_as_in_our_own_engine(
     triton: Callable[..., TritonServer], tmp_path: Path
 ) -> None:
-    write_series(chest_abdomen(), tmp_path / "study")
+    write_series(chest_abdomen(spacing_mm=(5.0, 1.35, 1.35), heights_mm=(-130.0, -25.0)), tmp_path / "study")
     (study,) = read_folder(tmp_path / "study")
     server = triton([REPOSITORY / "models" / name for name in ("ct-liver", "ct-liver-lesion")])
     there, here = answer_of(study, f"triton://{server.url}"), answer_of(study, "onnxruntime")

@@ -23,8 +23,8 @@ from service.analysis.schedule import Scheduler
 from service.analysis.waiting import Stream
 from service.backend import open_backend
 from service.backends.triton import TritonBackend
-from service.config import Analysis, Triton
 from service.models import installed
+from service.settings.analysis import Analysis, Triton
 from service.types import Array, Network
 from tests.support import REPOSITORY
 from tests.triton_server import TritonServer

@@ -4,7 +4,7 @@ import { chromium } from 'playwright-core';
 import { createInterface } from 'node:readline';
 
 const [, , program, profile, address] = process.argv;
-const PATIENCE = 60_000; // ms for one condition; machines are slow when others work on them too
+const PATIENCE = 180_000; // ms for one condition; machines are slow when others work on them too
 const LONGEST = 180_000; // ms for one command, whatever it waits for
 const LIFE = 1_800_000; // ms, should nobody close us; a real model may work on a study in between
 const SOFTWARE = ['--disable-gpu', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader'];
@@ -105,10 +105,16 @@ const commands = {
 
   /** Double-click on a series, and say yes to what OHIF asks; the question. */
   async show({ series }) {
-    const set = await page.evaluate(uid => window.seen.one(uid)?.displaySetInstanceUID, series);
+    // What an extension shows is listed once that is loaded, perhaps behind the first image.
+    const listed = page.waitForFunction(uid => window.seen.one(uid)?.displaySetInstanceUID, series);
+    const set = await listed.then(found => found.jsonValue(), () => null);
     if (!set) throw new Error(`OHIF lists no series ${series}`);
-    await page.locator(`[id="thumbnail-${set}"]`).dblclick();
-    await page.waitForFunction(uid => window.seen.shows(uid), set);
+    const shown = async () => {
+      await page.locator(`[id="thumbnail-${set}"]`).dblclick();
+      return page.waitForFunction(uid => window.seen.shows(uid), set, { timeout: PATIENCE / 4 }).catch(() => null);
+    };
+    // A list that is just drawn anew swallows the click.
+    if (!((await shown()) ?? (await shown()) ?? (await shown()))) throw new Error(`OHIF does not show series ${series}`);
     const known = await page.waitForFunction(uid => window.seen.content(uid), series);
     const { asks, segments, measurements } = await known.jsonValue();
     let question = '';

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.support import counterpart, missing
+from tests.browser.driven import HERE, Driven
+from tests.support import missing
 
-HERE = Path(__file__).resolve().parent
 _PACKAGES = HERE / "node_modules"
 Floats = NDArray[np.float64]
 
@@ -54,57 +51,38 @@ class View:
     troubles: tuple[str, ...]  # errors since the study was opened
 
 
-class Viewer:
+class Viewer(Driven):
     """One browser with OHIF in it, for as long as the ``with`` block runs."""
 
     def __init__(self, address: str, folder: Path) -> None:
-        self._folder, self._pictures = folder, 0
-        folder.mkdir(parents=True, exist_ok=True)
-        node, chromium, profile = counterpart("node"), counterpart("chromium"), str(folder / "profile")
-        command = [node, str(HERE / "view.mjs"), chromium, profile, address]
-        self._log = (folder / "browser.log").open("ab")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8"
-        )
-
-    def __enter__(self) -> Viewer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        try:
-            self._process.stdin.close()  # its loop ends, and it closes the browser
-            self._process.wait(timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()  # the browser ends with the pipe to it
-            self._process.wait()
-        self._log.close()
+        self._pictures = 0
+        super().__init__("view.mjs", folder, address)
 
     def open(self, study_uid: str) -> list[Listed]:
         """Open a study, wait for its first image, and say what OHIF lists of it."""
-        return [Listed(**{**each, "said": tuple(each["said"])}) for each in self._ask("open", study=study_uid)]
+        return [Listed(**{**each, "said": tuple(each["said"])}) for each in self.ask("open", study=study_uid)]
 
     def show(self, series_uid: str) -> str:
         """Double-click on a series and say yes to what OHIF asks then; returns the question."""
-        return str(self._ask("show", series=series_uid))
+        return str(self.ask("show", series=series_uid))
 
     def go_to(self, image_uid: str) -> None:
         """Scroll to an image of the series shown."""
-        self._ask("go", image=image_uid)
+        self.ask("go", image=image_uid)
 
     def next(self) -> None:
         """Step to the next measurement of the report shown."""
-        self._ask("next")
+        self.ask("next")
 
     def panel(self, name: str) -> str:
         """Open a panel on the right side; returns its words."""
-        return str(self._ask("panel", name=name))
+        return str(self.ask("panel", name=name))
 
     def look(self, name: str, points: Floats | None = None) -> View:
         """Take a picture, and find points of the patient ([points, LPS mm]) in it."""
         self._pictures += 1
         path = self._folder / f"{self._pictures:02}-{name}.png"
-        seen = self._ask("look", file=str(path), points=[] if points is None else points.tolist())
+        seen = self.ask("look", file=str(path), points=[] if points is None else points.tolist())
         left, top, width, height = (round(value) for value in seen.get("canvas", (0, 0, 0, 0)))
         whole = np.asarray(Image.open(path).convert("RGB"))
         return View(
@@ -118,17 +96,6 @@ class Viewer:
             words=seen["words"],
             troubles=tuple(seen["troubles"]),
         )
-
-    def _ask(self, command: str, **rest: object) -> Any:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps({"command": command, **rest}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, f"the browser ended at {command}: {(self._folder / 'browser.log').read_text()[-2000:]}"
-        answer = json.loads(line)
-        assert "error" not in answer, answer
-        return answer["found"]
 
 
 def _pairs(values: object) -> Floats:

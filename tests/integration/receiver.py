@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -19,8 +20,12 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 
-from service.config import Config, Intake, Route, StoreSection
+from service.config import Config
 from service.intake.processes import Receivers
+from service.requestor import steady
+from service.settings.destinations import Destination
+from service.settings.intake import Intake, Route
+from service.settings.store import StoreSection
 from service.store import Store
 from service.tables import database_url
 from tests.support import free_port
@@ -56,13 +61,21 @@ class Site:
 
 @contextmanager
 def running(
-    directory: Path, *, processes: int = 1, minimum_free_gib: float = 0.0, routes: tuple[Route, ...] = ()
+    directory: Path,
+    *,
+    processes: int = 1,
+    minimum_free_gib: float = 0.0,
+    routes: tuple[Route, ...] = (),
+    destinations: tuple[Destination, ...] = (),
+    **intake: Any,
 ) -> Iterator[Site]:
-    """A site that listens."""
+    """A site that listens; more keys of ``[intake]`` as they are named there."""
+    settings = {"port": free_port(), "processes": processes, "minimum_free_gib": minimum_free_gib} | intake
     config = Config(
-        intake=Intake(port=free_port(), processes=processes, minimum_free_gib=minimum_free_gib),
+        intake=Intake(**settings),
         store=StoreSection(directory=directory),
         routes=routes,
+        destinations=destinations,
     )
     directory.mkdir(parents=True, exist_ok=True)
     store = Store(database_url(directory, ""))
@@ -95,7 +108,7 @@ def image(**changes: Any) -> Dataset:
 
 @contextmanager
 def associated(
-    port: int, *contexts: tuple[str, str], calling: str = "SENDER", called: str = "ANY-SCP"
+    port: int, *contexts: tuple[str, str], calling: str = "SENDER", called: str = "OVERREAD"
 ) -> Iterator[Association]:
     """An open association for these (SOP class, transfer syntax) pairs."""
     ae = AE(calling)
@@ -104,10 +117,28 @@ def associated(
     ae.dimse_timeout = ae.network_timeout = 90
     association = ae.associate("127.0.0.1", port, ae_title=called)
     assert association.is_established
+    steady(association)
     try:
         yield association
     finally:
         association.release()
+
+
+def request(called: bytes, calling: bytes, *, version: int = 1) -> bytes:
+    """The fixed part of an A-ASSOCIATE-RQ, with AE titles of 16 bytes each (PS3.8 Table 9-11)."""
+    return b"\x01\x00\x00\x00\x00\x44" + version.to_bytes(2, "big") + bytes(2) + called + calling + bytes(32)
+
+
+def rejection(port: int, *, called: str = "OVERREAD", calling: str = "SENDER") -> tuple[int, ...]:
+    """Result, source and reason with which an association is rejected (PS3.8 Table 9-21).
+
+    pynetdicom's requestor takes an answer that comes very soon for no connection.
+    """
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+        line.sendall(request(called.encode().ljust(16), calling.encode().ljust(16)))
+        answer = line.recv(10, socket.MSG_WAITALL)
+    assert answer[:6].hex() == "030000000004", "no A-ASSOCIATE-RJ"
+    return tuple(answer[7:])
 
 
 def send(

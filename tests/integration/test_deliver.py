@@ -26,10 +26,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from service.config import Destination
-from service.errors import AssociationRejected, DeliveryError, InstanceRefused, NotAccepted, PeerUnreachable
-from service.results import deliver
+from service.errors import AssociationRejected, DeliveryError, InstanceRefused, NoAnswer, NotAccepted, PeerUnreachable
+from service.results import deliver, presence
 from service.results.negotiate import Acceptance, can_be_queried, negotiate
+from service.settings.destinations import Destination
 from service.types import Delivery, DeliveryState, ResultObject
 from tests.phantoms import make
 from tests.support import counterpart, free_port
@@ -60,6 +60,7 @@ def _frozen(made: ResultObject, folder: Path, study_uid: str) -> Delivery:
         delivery_id=1,
         study_instance_uid=study_uid,
         destination="pacs",
+        model="toy",
         kind=made.kind,
         sop_class_uid=made.sop_class_uid,
         series_instance_uid=made.series_instance_uid,
@@ -221,7 +222,7 @@ def test_a_peer_that_is_not_there_is_tried_again(host: str, objects: dict[str, D
     destination = _destination(free_port(), host=host)
     for ask in (
         lambda: _send(objects["SR"], destination),
-        lambda: deliver.is_present(objects["SR"], destination, our_ae_title=OURS),
+        lambda: presence.is_present(objects["SR"], destination, our_ae_title=OURS),
         lambda: deliver.echo(destination, our_ae_title=OURS),
         lambda: negotiate(destination, our_ae_title=OURS),
     ):
@@ -271,7 +272,7 @@ def _sleep(_event: Any) -> int:
 def test_a_connection_that_breaks_in_the_middle_is_tried_again(breaks: Handler, objects: dict[str, Delivery]) -> None:
     with (
         _peer([(evt.EVT_C_STORE, breaks)], timeout_seconds=0.8) as destination,
-        pytest.raises(PeerUnreachable, match="the connection broke, or no answer came in time") as caught,
+        pytest.raises(NoAnswer, match="the connection broke, or no answer came in time") as caught,
     ):
         _send(objects["SEG"], destination)
     assert caught.value.retry is True
@@ -301,10 +302,10 @@ def test_a_peer_that_aborts_just_before_the_request_is_tried_again(
     with _peer([(evt.EVT_ESTABLISHED, abort_soon)]) as destination:
         asks: dict[str, Callable[[], object]] = {
             "send_c_store": lambda: _send(objects["SR"], destination),
-            "send_c_find": lambda: deliver.is_present(objects["SR"], destination, our_ae_title=OURS),
+            "send_c_find": lambda: presence.is_present(objects["SR"], destination, our_ae_title=OURS),
             "send_c_echo": lambda: deliver.echo(destination, our_ae_title=OURS),
         }
-        with pytest.raises(PeerUnreachable):
+        with pytest.raises(NoAnswer):
             asks[call]()
 
 
@@ -332,7 +333,7 @@ def test_an_object_is_present_when_the_peer_finds_it(
     delivery = objects["SR"]
     uids = (*others[:1], *([delivery.sop_instance_uid] if there else []), *others[1:])
     with _peer([(evt.EVT_C_FIND, _matches(*uids))]) as destination:
-        assert deliver.is_present(delivery, destination, our_ae_title=OURS) is there
+        assert presence.is_present(delivery, destination, our_ae_title=OURS) is there
 
 
 def _failing(status: int) -> Handler:
@@ -348,14 +349,14 @@ def test_a_query_that_fails_is_asked_again(status: int, objects: dict[str, Deliv
         _peer([(evt.EVT_C_FIND, _failing(status))]) as destination,
         pytest.raises(InstanceRefused, match=f"status {status:04X}") as caught,
     ):
-        deliver.is_present(objects["SR"], destination, our_ae_title=OURS)
+        presence.is_present(objects["SR"], destination, our_ae_title=OURS)
     assert caught.value.retry is True
     _whole(caught.value)
 
 
 def test_a_peer_that_answers_no_queries_cannot_be_asked(objects: dict[str, Delivery]) -> None:
     with _peer(classes=RESULTS) as destination, pytest.raises(InstanceRefused, match="FIND") as caught:
-        deliver.is_present(objects["SR"], destination, our_ae_title=OURS)
+        presence.is_present(objects["SR"], destination, our_ae_title=OURS)
     assert caught.value.retry is False
     _whole(caught.value)
 
@@ -367,8 +368,8 @@ def test_a_query_that_breaks_off_is_asked_again(objects: dict[str, Delivery]) ->
         yield 0xFF00, match
         event.assoc.abort()
 
-    with _peer([(evt.EVT_C_FIND, find)]) as destination, pytest.raises(PeerUnreachable):
-        deliver.is_present(objects["SR"], destination, our_ae_title=OURS)
+    with _peer([(evt.EVT_C_FIND, find)]) as destination, pytest.raises(NoAnswer):
+        presence.is_present(objects["SR"], destination, our_ae_title=OURS)
 
 
 # --- Asked beforehand -----------------------------------------------------------------------------------------------
@@ -489,7 +490,7 @@ def test_dcmtks_storescp_that_aborts_in_the_middle_is_tried_again(objects: dict[
     port = free_port()
     with _program(counterpart("storescp"), "--abort-during", str(port), port=port) as destination:
         _once_up(lambda: deliver.echo(destination, our_ae_title=OURS))
-        with pytest.raises(PeerUnreachable, match="the connection broke"):
+        with pytest.raises(NoAnswer, match="the connection broke"):
             _send(objects["SEG"], destination)
 
 
@@ -504,8 +505,8 @@ def test_dcmtks_archive_finds_what_it_was_sent_and_nothing_else(objects: dict[st
     command = (counterpart("dcmqrscp"), "--config", str(tmp_path / "archive.cfg"))
     with _program(*command, port=port) as destination:
         assert _once_up(lambda: _send(objects["SR"], destination)) == ""
-        assert deliver.is_present(objects["SR"], destination, our_ae_title=OURS)
-        assert not deliver.is_present(objects["SEG"], destination, our_ae_title=OURS)
+        assert presence.is_present(objects["SR"], destination, our_ae_title=OURS)
+        assert not presence.is_present(objects["SEG"], destination, our_ae_title=OURS)
         accepted = negotiate(destination, our_ae_title=OURS)
         assert can_be_queried(accepted)
         assert {

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import pytest
 from pydicom.filereader import read_file_meta_info
-from pynetdicom import AE
 
 from service import codes
-from service.config import Config, Intake, StoreSection
+from service.config import Config
 from service.errors import ConfigError
 from service.intake.processes import Receivers
-from service.intake.scp import MAXIMUM_ASSOCIATIONS
-from tests.integration.receiver import CT, EXPLICIT, VERIFICATION, associated, image, put, running, wait
+from service.settings.intake import Intake
+from service.settings.store import StoreSection
+from tests.integration.receiver import CT, EXPLICIT, associated, image, put, rejection, running, wait
 from tests.support import REPOSITORY, free_port
 
+MAXIMUM_ASSOCIATIONS = Intake().maximum_associations
 PRIVATE = "1.2.826.0.1.3680043.9.9999.1"
 
 
@@ -127,7 +128,7 @@ def test_a_port_in_use_is_a_clear_refusal_to_start(tmp_path: Path, monkeypatch: 
 
 
 def test_a_receiver_stays_small() -> None:
-    heavy = {"onnxruntime", "dbos", "fastapi", "highdicom", "scipy"}
+    heavy = {"onnxruntime", "fastapi", "highdicom", "scipy"}
     code = f"import sys, service.intake.processes; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -177,12 +178,7 @@ def test_more_associations_than_allowed_are_rejected_for_now(tmp_path: Path) -> 
         opened = [associated(site.port) for _ in range(MAXIMUM_ASSOCIATIONS)]
         for one in opened:
             one.__enter__()
-        ae = AE("SENDER")
-        ae.add_requested_context(VERIFICATION)
-        rejected = ae.associate("127.0.0.1", site.port)
-        assert rejected.is_rejected
-        assert rejected.acceptor.primitive is not None
-        assert rejected.acceptor.primitive.result == 2  # rejected-transient (PS3.8 Table 9-21)
+        assert rejection(site.port) == (2, 3, 2)  # transient, presentation related, local limit exceeded
         for one in opened:
             one.__exit__(None, None, None)
         with associated(site.port) as association:

@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 from pynetdicom import _config
 
-from service.config import Route
+from service.intake.keep import CONFLICTING
 from service.intake.receive import storage_classes, transfer_syntaxes
+from service.settings.intake import Route
 from service.types import Priority
 from tests.integration.receiver import (
     EXPLICIT,
@@ -54,7 +55,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_echo(site: Site) -> None:
-    subprocess.run([counterpart("echoscu"), "127.0.0.1", str(site.port)], check=True, timeout=20)
+    subprocess.run([counterpart("echoscu"), "-aec", "OVERREAD", "127.0.0.1", str(site.port)], check=True, timeout=20)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +72,11 @@ def test_the_bytes_are_kept_as_received(site: Site, name: str) -> None:
     header = pydicom.dcmread(TEST_FILES / name, stop_before_pixels=True)
     syntax, sop_class = str(header.file_meta.TransferSyntaxUID), str(header.SOPClassUID)
     sop_uid = str(header.SOPInstanceUID)
+    known = site.rows(f"sop_uid = '{sop_uid}'")  # some of these files share their UIDs
     with associated(site.port, (sop_class, syntax)) as association:
-        status = send(association, data, sop_uid=sop_uid, sop_class=sop_class, context=sop_class)
+        status, _ = send(association, data, sop_uid=sop_uid, sop_class=sop_class, context=sop_class)
         assert site.rows(f"sop_uid = '{sop_uid}'")  # at once: the row is there before the answer
-    assert status == (0, "")
-    # Some of these files share their UIDs, so one may lie beside another.
+    assert status == (CONFLICTING if known else 0)
     beside = (site.config.store.directory / "spool" / str(header.StudyInstanceUID)).glob(f"{sop_uid}*.dcm")
     (path,) = [one for one in beside if one.read_bytes().endswith(data)]
     kept = pydicom.dcmread(path)
@@ -97,7 +98,8 @@ def test_dcmtk_sends(site: Site, tmp_path: Path, program: str, option: str, synt
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = UID(EXPLICIT)
     made.save_as(tmp_path / "one.dcm", implicit_vr=False, little_endian=True, enforce_file_format=True)
-    command = [counterpart(program), *([option] if option else []), "127.0.0.1", str(site.port), "one.dcm"]
+    command = [counterpart(program), *([option] if option else []), "-aec", "OVERREAD"]
+    command += ["127.0.0.1", str(site.port), "one.dcm"]
     environment = os.environ | {"TCP_NODELAY": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=20)
     ((_, path, _),) = site.rows(f"sop_uid = '{made.SOPInstanceUID}'")
@@ -121,7 +123,10 @@ def test_a_repeat_is_taken_and_another_content_is_kept_beside(site: Site) -> Non
     same_uids = {k: getattr(made, k) for k in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")}
     other = image(PixelData=os.urandom(514), **same_uids)
     with associated(site.port) as association:
-        assert [put(association, one) for one in (made, made, other, other)] == [0, 0, 0, 0]
+        assert [put(association, one) for one in (made, made, other, other)] == [0, 0, 0xB007, 0xB007]
+        status, comment = send(association, explicit(other), sop_uid=str(other.SOPInstanceUID))
+        assert (status, comment) == (0xB007, "other bytes under this UID: kept beside, the first stay")
+        assert put(association, made) == 0, "the first ones are the instance's own"
     mine = [name for name in site.files() if name.startswith(f"{made.StudyInstanceUID}/")]
     assert len(mine) == 2
     ((_, path, _),) = site.rows(f"sop_uid = '{made.SOPInstanceUID}'")
@@ -130,7 +135,22 @@ def test_a_repeat_is_taken_and_another_content_is_kept_beside(site: Site) -> Non
     def words() -> list[str]:
         return [word for word, size in site.outcomes if size == len(explicit(made))]
 
-    wait(lambda: words() == ["received", "repeated", "conflicting", "conflicting"])
+    wait(lambda: words() == ["received", "repeated", *["conflicting"] * 3, "repeated"])
+
+
+def test_a_warning_is_no_failure_to_dcmtk(site: Site, tmp_path: Path) -> None:
+    made = image()
+    with associated(site.port) as association:
+        assert put(association, made) == 0
+    made.PixelData = os.urandom(512)
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = UID(EXPLICIT)
+    made.save_as(tmp_path / "one.dcm", implicit_vr=False, little_endian=True, enforce_file_format=True)
+    command = [counterpart("dcmsend"), "-v", "-aec", "OVERREAD", "127.0.0.1", str(site.port), "one.dcm"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"TCP_NODELAY": "1"}, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, "Warning: DataSetDoesNotMatchSOPClass" in done.stdout + done.stderr) == (0, True)
 
 
 # --- What is not ----------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def queue(store: Store, result: Dataset) -> int:
         delivery_id=0,
         study_instance_uid=str(result.StudyInstanceUID),
         destination="pacs",
+        model="m",
         kind="SEG",
         sop_class_uid=str(result.SOPClassUID),
         series_instance_uid=str(result.SeriesInstanceUID),
@@ -55,9 +56,11 @@ def queue(store: Store, result: Dataset) -> int:
         study_uid = ORIGIN
         uids: Any = {"study_uid": ORIGIN, "series_uid": f"{ORIGIN}.1", "sop_uid": f"{ORIGIN}.1.1", "class_uid": "1.2"}
         store.keep_instance(**uids, sha256="", path=Path("origin.dcm"), now=time.time())
-    store.begin_analysis(study_uid, 0, before=time.time() + 1)
+    for study in store.receiving():
+        if study.study_instance_uid == study_uid:
+            store.begin_analysis(study_uid, 0, last_at=study.last_at)
     assert store.save_answers(study_uid, 0, answers={}, deliveries=[delivery])
-    ((number, _, _),) = store.due_deliveries(now=time.time(), lease_seconds=60)
+    (number,) = store.due_deliveries("pacs", now=time.time(), lease_seconds=60, limit=9)
     return number
 
 
@@ -68,7 +71,14 @@ def test_a_result_that_comes_back_starts_nothing(tmp_path: Path, capfd: pytest.C
     result.save_as(tmp_path / "result.dcm", implicit_vr=False, little_endian=True, enforce_file_format=True)
     with running(tmp_path / "site") as site, opened(site) as store:
         queue(store, result)
-        command = [counterpart("storescu"), "127.0.0.1", str(site.port), str(tmp_path / "result.dcm")]
+        command = [
+            counterpart("storescu"),
+            "-aec",
+            "OVERREAD",
+            "127.0.0.1",
+            str(site.port),
+            str(tmp_path / "result.dcm"),
+        ]
         subprocess.run(command, check=True, timeout=20)
         wait(lambda: site.outcomes)
         assert [word for word, _ in site.outcomes] == ["ours"]
@@ -86,7 +96,8 @@ def test_a_result_that_comes_back_leaves_its_study_as_it_is(tmp_path: Path, stat
         source = image()
         study_uid = str(source.StudyInstanceUID)
         assert put(association, source) == 0
-        assert store.begin_analysis(study_uid, 0, before=time.time() + 1)
+        (study,) = store.receiving()
+        assert store.begin_analysis(study_uid, 0, last_at=study.last_at)
         result = image(StudyInstanceUID=study_uid)
         number = queue(store, result)
         if state == "done":

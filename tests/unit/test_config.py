@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.config import Config, Destination, read_config
+from service.config import Config, read_config
 from service.errors import ConfigError
+from service.settings.destinations import Destination
 
 EXAMPLE = """\
 [intake]
@@ -29,11 +30,17 @@ port = 104
 
 [store]
 directory = "/var/lib/overread"
-database = "postgresql+psycopg://overread:s3cret@db/overread"
+database = "postgresql+psycopg://overread@db/overread"
 
 [api]
 host = "0.0.0.0"
 port = 8080
+tls = { certificate_file = "our.pem", key_file = "/etc/our.key" }
+
+[[api.tokens]]
+name = "viewer"
+role = "viewer"
+file = "viewer.token"
 """
 
 
@@ -54,6 +61,9 @@ def test_the_example_says_what_it_says(tmp_path: Path) -> None:
     assert config.destination("archive") is None
     assert config.store.database.startswith("postgresql+psycopg://")
     assert (config.api.host, config.api.port) == ("0.0.0.0", 8080)
+    assert config.api.tls is not None
+    assert (config.api.tls.certificate_file, config.api.tls.key_file) == (tmp_path / "our.pem", Path("/etc/our.key"))
+    assert config.api.tokens[0].file == tmp_path / "viewer.token"
 
 
 def test_an_empty_file_listens_on_loopback_only_and_sends_nothing_anywhere(tmp_path: Path) -> None:
@@ -96,6 +106,7 @@ def test_what_is_read_cannot_be_changed(tmp_path: Path) -> None:
 
 
 DESTINATION = '[[destinations]]\nname = "{name}"\nae_title = "{ae}"\nhost = "pacs"\nport = {port}\n'
+TOKEN = '[[api.tokens]]\nname = "a"\nrole = "viewer"\n{where}\n'
 MISTAKES = {
     "a section that there is not": ("[intakes]\nport = 1", "intakes"),
     "a key misspelt": ("[intake]\nprot = 104", "intake.prot"),
@@ -126,6 +137,17 @@ MISTAKES = {
         DESTINATION.format(name="a", ae="A", port=1) + 'confirm = "phone"',
         "destinations.0.confirm",
     ),
+    "an HTTP side open to all": ('[api]\nhost = "0.0.0.0"', "api"),
+    "two tokens of one name": (2 * TOKEN.format(where='environment = "A"'), "api"),
+    "a token that is nowhere": (TOKEN.format(where=""), "api.tokens.0"),
+    "a token in two places": (TOKEN.format(where='environment = "A"\nfile = "a"'), "api.tokens.0"),
+    "a certificate without its key": (
+        DESTINATION.format(name="a", ae="A", port=1) + 'tls = { certificate_file = "a.pem" }',
+        "destinations.0.tls",
+    ),
+    "addresses that are none": ('[intake]\naddresses = ["10.1.0.0/33"]', "intake.addresses.0"),
+    "a password in a URL": ('[store]\ndatabase = "postgresql+psycopg://a:b@db/c"', "store.database"),
+    "a process without a part": ("[process]\nparts = []", "process.parts"),
     "another database": ('[store]\ndatabase = "mysql://db"', "store.database"),
 }
 

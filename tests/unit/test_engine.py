@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from service import decoding
 from service.backends import engine, process
 from service.backends.engine import OnnxBackend
 from service.backends.messages import Command
@@ -38,6 +39,12 @@ from tests.graphs import FREE, OUTPUT, counting, crashing, doubling, greedy, ima
 
 FOR_EVER = 1e18
 PATIENCE = 60.0  # of the tests; only a broken one needs it
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """Processes that decoded for other tests are no children that are counted here."""
+    decoding.end()
 
 
 @pytest.fixture

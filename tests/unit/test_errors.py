@@ -87,6 +87,7 @@ def test_no_series_fits_is_a_study_that_no_model_takes() -> None:
         (0x0122, "SOP class not supported", False),
         (0xB006, "elements discarded", False),
         (0x4242, "Unknown", False),
+        (0x0119, "Unknown", False),  # of another service: not a kind of Success
     ],
 )
 def test_a_status_has_the_standards_words(status: int, word: str, passes: bool) -> None:

@@ -1,4 +1,4 @@
-"""When a study is whole, and what is read of its files."""
+"""What is read of a study's files."""
 
 from __future__ import annotations
 
@@ -10,23 +10,9 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from service.errors import NotUnderstood
-from service.intake.complete import quiet
 from service.intake.study import group, read_instance
 from service.types import Instance
 from tests.phantoms import make
-
-
-@pytest.mark.parametrize(
-    ("now", "whole", "left"),
-    [(100.0, False, 30.0), (129.9, False, 0.1), (130.0, True, 0.0), (1e9, True, 0.0), (90.0, False, 40.0)],
-)
-def test_a_study_is_whole_when_nothing_came_for_long_enough(now: float, whole: bool, left: float) -> None:
-    verdict = quiet(last_at=100.0, now=now, quiet_seconds=30.0)
-    assert verdict.whole is whole
-    assert verdict.seconds_left == pytest.approx(left)
-    assert verdict.reason == (
-        "no instance came for 30 s" if whole else f"instances may still come; ready in {left:.0f} s"
-    )
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,7 @@ def test_a_failure_names_type_and_place_and_not_the_message(capsys: pytest.Captu
 def test_what_libraries_say_of_data_sets_is_not_heard(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up()
     for library in ("pydicom", "pydicom.charset", "pynetdicom", "pynetdicom.events", "highdicom.seg"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # as pydicom does when it is imported after this
         logging.getLogger(library).error("value %s", NAME)
     warnings.warn(f"invalid value {NAME}", stacklevel=1)
     try:

@@ -56,6 +56,19 @@ def decoded(phantom: Phantom, made: seg.Segmented, number: int) -> NDArray[np.bo
     return np.asarray(pixels[..., 0] > 0)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.key)
+def test_every_form_takes_frames_of_an_odd_number_of_pixels(
+    tmp_path: Path, form: SegForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GDCM, writing them as RLE, would end this process."""
+    monkeypatch.setattr(phantoms, "SHAPE", (12, 37, 43))
+    phantom = phantoms.make(tmp_path)
+    segmented = segmented_of(phantom, form)
+    key = form.key if form.segments == "finding" else OUTLINES
+    report = report_of(phantom, segmented if key != OUTLINES else (), key)
+    prove(phantom.making, conclusion_of(phantom), phantom.source, [*(it.object for it in segmented), report])
+
+
 @pytest.mark.parametrize("orientation", [phantoms.AXIAL, phantoms.OBLIQUE], ids=["axial", "oblique"])
 @pytest.mark.parametrize("kind", KINDS, ids=["one class", "two classes that overlap"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.key)

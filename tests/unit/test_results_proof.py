@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset
+from scipy import ndimage
 
 from service.errors import EncodingError
 from service.results import sr
@@ -56,6 +57,26 @@ def test_a_finding_on_a_single_slice_passes(phantom: Phantom) -> None:
     mask[7, 20:23, 30:34] = True
     single = replace(phantom, findings=(phantoms.finding_of(phantom.source, mask, 1),))
     proved(single, objects_of(single))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_ragged_findings_pass(phantom: Phantom, seed: int) -> None:
+    """Bays, holes, islands, and pixels that touch at a corner only, as networks draw them."""
+    random = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(random.standard_normal((8, 26, 26)), 0.6)
+    labels, _ = ndimage.label(noise > np.quantile(noise, 0.6), structure=np.ones((3, 3, 3)))
+    mask = np.zeros(phantom.source.volume.spatial_shape, bool)
+    mask[2:10, 4:30, 4:30] = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    ragged = replace(phantom, findings=(phantoms.finding_of(phantom.source, mask, 1),))
+    proved(ragged, objects_of(ragged))
+
+
+def test_a_bay_whose_mouth_is_a_corner_passes(phantom: Phantom) -> None:
+    mask = np.zeros(phantom.source.volume.spatial_shape, bool)
+    for number, row in enumerate(("####", "#  #", "# # ", "### ")):
+        mask[7, 20 + number, 30:34] = [character == "#" for character in row]
+    bay = replace(phantom, findings=(phantoms.finding_of(phantom.source, mask, 1),))
+    proved(bay, objects_of(bay))
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])

@@ -14,7 +14,7 @@ from pydicom import Dataset
 
 from service.analysis.select import NoSeriesFits, select
 from service.spec import ModelSpec, Select
-from service.types import Instance, Series, Study
+from service.types import Completeness, Instance, Series, Study
 from tests.phantoms import CORONAL, OBLIQUE, SAGITTAL, making_of
 
 USUAL: dict[str, Any] = {
@@ -79,7 +79,7 @@ def _series(
 
 
 def _study(*series: Series) -> Study:
-    return Study(study_instance_uid="1.2", series=series, completeness="quiet", received_at=0.0)
+    return Study(study_instance_uid="1.2", series=series, completeness=Completeness.QUIET, received_at=0.0)
 
 
 def _spec(**rules: Any) -> ModelSpec:

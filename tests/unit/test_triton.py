@@ -16,8 +16,8 @@ from service.backends.triton_channel import MEANING, translate
 from service.backends.triton_contract import not_ready
 from service.backends.triton_memory import KINDS, Shapes, is_written, mark
 from service.backends.triton_pool import Pool
-from service.config import Triton
 from service.errors import BackendCrashed, BackendTimeout, BackendUnavailable, ContractBroken, OutOfMemory
+from service.settings.analysis import Triton
 from service.types import Array, Backend
 
 FAILURES = set(grpc.StatusCode) - {grpc.StatusCode.OK}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.config import Route
 from service.intake.urgency import urgency
+from service.settings.intake import Route
 from service.types import Priority
 
 ROUTES = (

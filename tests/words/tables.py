@@ -11,35 +11,43 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prometheus_client import REGISTRY
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from service import metrics
+import service.metrics  # noqa: F401 - its counters are looked at
 from service.config import Config
+from service.snapshot import StateGauges
 from service.spec import FindingClass, FindingRules, JudgementRules, ModelSpec, Select, Source
 from service.stage import Intensity, Smooth, Stage, Tensor, Within
+from tests.snapshots import snapshot
 from tests.support import REPOSITORY
 
-PAGES = (REPOSITORY / "README.md", REPOSITORY / "models" / "README.md")
+PAGES = tuple(REPOSITORY / name for name in ("README.md", "models/README.md", "deploy/README.md"))
 SCHEMA = REPOSITORY / "models" / "model.schema.json"
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 PURPOSES = {
-    "dbos": "durable workflows and queues: what was begun is finished, after any crash",
+    "alembic": "brings an older database's tables to what this version knows",
+    "cryptography": "reads certificates: when they end, whose they are",
     "fastapi": "the HTTP API and its OpenAPI description",
     "h5py": "reads the Keras weights of the liver networks, when they are installed",
     "highdicom": "volumes, Segmentation and TID 1500 reports by the standard",
+    "jinja2": "the operations page, with everything escaped that comes from outside",
+    "joserfc": "checks the signatures of sign-in tokens (JWS, JWK)",
     "numpy": "arrays",
     "onnx": "writes the networks' files, when they are installed",
     "onnxruntime-gpu": "runs the networks, on CUDA or the CPU",
     "packaging": "knows the licences' identifiers (SPDX), when a model is judged",
     "pillow": "draws the pictures of findings",
     "prometheus-client": "counts, and the exposition format",
+    "psycopg[binary]": "speaks to PostgreSQL, where the state is kept in one",
     "pydantic": "the typed configuration and model.toml",
     "pydicom": "reads and writes DICOM",
     "pynetdicom": "DICOM associations, both as SCP and SCU",
-    "python-gdcm": "decodes compressed pixel data (JPEG, JPEG-LS, JPEG 2000, RLE)",
+    "python-gdcm": "decodes compressed pixel data (JPEG, JPEG-LS, JPEG 2000), in processes of their own",
+    "python-multipart": "takes STOW-RS bodies apart as they come",
     "rich": "progress bars and tables of the command line",
     "scipy": "filters, components, distances, sparse matrices",
     "sqlalchemy": "the state, on SQLite or PostgreSQL",
@@ -64,6 +72,7 @@ def tables() -> dict[str, str]:
         "findings": _model_table(FindingRules, "findings."),
         "judgement": _model_table(JudgementRules, "judgement."),
         "metrics": _metrics(),
+        "alerts": _alerts(),
         "dependencies": _dependencies(),
     }
 
@@ -81,23 +90,39 @@ def schema() -> str:
 
 
 def _settings() -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for section, field in Config.model_fields.items():
-        for key, about in _section_of(field).model_fields.items():
-            name = f"[[{section}]]" if typing.get_origin(field.annotation) is tuple else f"[{section}]"
-            rows.append((f"`{name}` `{key}`", _default(about), _sentence(about.description)))
-            if isinstance(about.annotation, type) and issubclass(about.annotation, BaseModel):  # a table in the table
-                for inner, said in about.annotation.model_fields.items():
-                    rows.append((f"`{name}` `{key}.{inner}`", _default(said), _sentence(said.description)))
+        found = _section_of(field)
+        assert found
+        rows += _rows_of(found, section, "", is_list=_is_list(field))
     return _markdown(("setting", "default", "what it means"), rows)
 
 
-def _section_of(field: FieldInfo) -> type[BaseModel]:
+def _rows_of(section: type[BaseModel], name: str, prefix: str, *, is_list: bool) -> Iterator[tuple[str, ...]]:
+    """A row for each key, and those of a table in the table behind its own; lists of tables come last, as in TOML."""
+    lists = []
+    for key, about in section.model_fields.items():
+        shown = f"[[{name}]]" if is_list else f"[{name}]"
+        yield (f"`{shown}` `{prefix}{key}`", _default(about), _sentence(about.description))
+        inner = _section_of(about)
+        if inner and _is_list(about):
+            lists.append((key, inner))
+        elif inner:
+            yield from _rows_of(inner, name, f"{prefix}{key}.", is_list=is_list)
+    for key, inner in lists:
+        yield from _rows_of(inner, f"{name}.{key}", "", is_list=True)
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return typing.get_origin(field.annotation) is tuple
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     annotation: Any = field.annotation
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
-    raise AssertionError(field)
+    return None
 
 
 def _model_table(model: type[BaseModel], prefix: str) -> str:
@@ -121,12 +146,27 @@ def _docstring(field: FieldInfo) -> str:
 
 def _metrics() -> str:
     known = {collector.name: collector for collector in REGISTRY.collect() if collector.name.startswith("overread_")}
-    gauges = {gauge.name: gauge for gauge in metrics.StateGauges({}, {}).collect()}
+    gauges = {gauge.name: gauge for gauge in StateGauges(snapshot()).collect()}
     rows = []
     for name, family in sorted({**known, **gauges}.items()):
         suffix = "_total" if family.type == "counter" else ""
         rows.append((f"`{name}{suffix}`", family.type, family.documentation))
     return _markdown(("metric", "type", "what it counts"), rows)
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The alerting rules, as Prometheus reads them."""
+    rules = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "rules.yml").read_text("utf-8"))
+    return [rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule]
+
+
+def _alerts() -> str:
+    rows = []
+    for rule in alerts():
+        name, said = rule["alert"], rule["annotations"]
+        shown = f'<a id="{name}"></a>`{name}`'
+        rows.append((shown, rule["labels"]["severity"], _sentence(said["description"]), _sentence(said["action"])))
+    return _markdown(("alert", "severity", "what it means", "the first thing to do"), rows)
 
 
 def _dependencies() -> str:

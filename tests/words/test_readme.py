@@ -48,9 +48,8 @@ def test_every_link_leads_somewhere(page: Path, path: str) -> None:
 
 def test_the_example_of_a_sites_file_holds_the_defaults(tmp_path: Path) -> None:
     example = read_config(REPOSITORY / "deploy" / "overread.toml")
-    assert example.model_copy(update={"destinations": (), "analysis": None, "store": None}) == Config().model_copy(
-        update={"analysis": None, "store": None}
-    )
+    site = {"destinations": (), "sources": (), "analysis": None, "store": None}
+    assert example.model_copy(update=site) == Config().model_copy(update={"analysis": None, "store": None})
     in_readme = re.search(r"```toml\n(\[intake\].*?)```", TEXT, re.DOTALL)
     assert in_readme
     (tmp_path / "overread.toml").write_text(in_readme[1])
