@@ -184,7 +184,9 @@ def test_the_models_run_at_the_same_time(
     backend.first = both_wait
     _analyse(study, models, scheduler)
     calls = backend.calls
-    assert calls.count(FIRST) == calls.count(SECOND) > 2 * 3
+    first, second = (sum(size for network, size in backend.batches if network == name) for name in (FIRST, SECOND))
+    assert first == second, "patches; a batch goes with one of them where the next one is late"
+    assert min(calls.count(FIRST), calls.count(SECOND)) > 2 * 3
     for name in (FIRST, SECOND):
         other = SECOND if name == FIRST else FIRST
         assert calls.index(other) < len(calls) - calls[::-1].index(name) - 1
