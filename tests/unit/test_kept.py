@@ -432,7 +432,7 @@ def test_a_study_that_is_taken_up_again_asks_the_last_network_only(tmp_path: Pat
         scheduler = Scheduler(backend)
         scheduler.add(model)
         answers += analyse(study, [model], scheduler, progress=lambda **_: None, kept=keep).answers
-        calls.append(len(backend.calls))
+        calls.append(sum(patches for _, patches in backend.batches))  # a batch may go half full
         scheduler.close()
     assert calls[0] == calls[1] > calls[2] > 0
     assert {answer.outcome for answer in answers} == {Outcome.FINDINGS}
